@@ -31,6 +31,32 @@ type Namespace struct {
 	processes map[*Process]bool // those that run
 }
 
+// prepareDirectory makes /run/netns what `ip netns` makes of it before the first name is mounted there: a shared mount. If
+// that were left to a later `ip netns`, it would mount the directory over itself, and hide and keep the names below.
+func prepareDirectory() error {
+	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+		return err
+	}
+	dir, err := os.Open(netnsDir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // one at a time, as iproute2 does
+		return fmt.Errorf("lock %s: %w", netnsDir, err)
+	}
+	share := func() error { return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	if err = share(); err == unix.EINVAL { // it is no mount point yet
+		if err = unix.Mount(netnsDir, netnsDir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", netnsDir, err)
+	}
+	return nil
+}
+
 // newNamespace makes and prepares a named namespace.
 func newNamespace(name string) (ns *Namespace, err error) {
 	defer func() {
@@ -38,7 +64,7 @@ func newNamespace(name string) (ns *Namespace, err error) {
 			err = fmt.Errorf("make namespace %s: %w", name, err)
 		}
 	}()
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
+	if err := prepareDirectory(); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(netnsDir, name)

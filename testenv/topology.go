@@ -50,7 +50,13 @@ type Host struct {
 	*Namespace
 	IPv4, IPv6 netip.Addr
 	MAC        net.HardwareAddr
+
+	port   string // the router's end of its cable
+	queues int
 }
+
+// Port is the name of the router's end of the host's cable: taken down, it is as if the cable were pulled.
+func (h *Host) Port() string { return h.port }
 
 // TopologyOptions says how much of everything there is.
 type TopologyOptions struct {
@@ -195,19 +201,29 @@ func (t *Topology) addHost(name string, number, queues int) (*Host, error) {
 		return nil, err
 	}
 	h := newHost(ns, lan, number)
-	err = t.env.Veth(
-		End{Namespace: ns, Name: "eth0", MAC: h.MAC, MTU: LANMTU},
-		End{Namespace: t.Router.Namespace, Name: name, MTU: LANMTU, Bridge: "br0", SoftwareChecksums: true}, queues)
+	h.port, h.queues = name, queues
+	if err := t.Connect(h); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// Connect gives a host its cable to the LAN, its addresses and its route. It is for a host that has lost them with its
+// interface.
+func (t *Topology) Connect(h *Host) error {
+	err := t.env.Veth(
+		End{Namespace: h.Namespace, Name: "eth0", MAC: h.MAC, MTU: LANMTU},
+		End{Namespace: t.Router.Namespace, Name: h.port, MTU: LANMTU, Bridge: "br0", SoftwareChecksums: true}, h.queues)
 	if err == nil {
 		err = h.number("eth0")
 	}
 	if err == nil {
-		err = routeVia(ns, t.Router)
+		err = routeVia(h.Namespace, t.Router)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make %s: %w", name, err)
+		return fmt.Errorf("connect %s: %w", h.port, err)
 	}
-	return h, nil
+	return nil
 }
 
 // newHost computes the addresses of a machine from its number in a network.
