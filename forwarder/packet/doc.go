@@ -1,0 +1,19 @@
+// Package packet reads and rewrites frames. It is pure: functions on bytes, with no I/O, no clock, no state and no
+// operating system behind it.
+//
+// Parse turns a received Ethernet frame into a Meta: where its headers are, what flow it belongs to, and, when it
+// cannot be forwarded, why (a Reason). An Encap is the ready-made outer header of one target, built once by NewL2 or
+// NewIPIP whenever the configuration or a neighbour changes, and put before any number of packets by Encap.Apply.
+//
+// Decoding is total: every sequence of bytes gives a Meta, never an error, a panic or an allocation. A bad packet is a
+// verdict to be counted, since anybody can send one.
+//
+// The memory belongs to the caller. Parse only reads the frame and keeps no reference to it; Apply writes the headroom
+// before the packet and, for L2, its Ethernet addresses, and leaves every byte of the IP packet as it is. Meta and
+// Encap hold no pointers.
+//
+// Any goroutine may call anything here. An Encap, a Key and a Meta may be read by many goroutines at once, and a Meta
+// or a frame may be written by one only.
+//
+// Checksums of TCP and UDP are not verified: they do not change on the way, and the backend verifies them.
+package packet

@@ -1,0 +1,54 @@
+package packet
+
+// Sizes in bytes, and the Ethernet types that are parsed (IEEE 802 numbers).
+const (
+	ethLen  = 14 // destination, source, type; an 802.1Q tag makes a frame NotIP
+	ipv4Len = 20 // without options
+	ipv6Len = 40
+	tcpLen  = 20 // without options
+	udpLen  = 8
+
+	typeIPv4 = 0x0800
+	typeIPv6 = 0x86dd
+)
+
+// Protocol numbers (IANA "Protocol Numbers"), as in Meta.Proto.
+const (
+	ProtoICMP   = 1
+	ProtoTCP    = 6
+	ProtoUDP    = 17
+	ProtoICMPv6 = 58
+)
+
+// Bits of Meta.Flags. FIN, SYN and RST have the places they have in the TCP header.
+const (
+	FIN uint8 = 1 << 0 // the TCP FIN flag is set
+	SYN uint8 = 1 << 1 // the TCP SYN flag is set and ACK is not: the first packet of a connection
+	RST uint8 = 1 << 2 // the TCP RST flag is set
+	V6  uint8 = 1 << 7 // the packet is IPv6
+)
+
+// Meta is what the stages of the worker need to know of a packet. It is filled by Parse and holds no pointers; a batch
+// of them is an array that the worker owns.
+//
+// Reason decides which fields mean something. With Truncated, NotIP, BadIPHeader and BadChecksum no other field does.
+// With Fragment, ExtensionHeader, Protocol, ICMP and BadTransport all do but Hash, the ports, and FIN, SYN and RST. With
+// None all do. Fields that mean nothing are zero.
+type Meta struct {
+	Hash    uint64 // FlowHash of the packet
+	Dst     Addr   // destination address
+	SrcPort uint16 // host order
+	DstPort uint16 // host order
+	L3      uint16 // offset of the IP header in the frame
+	L4      uint16 // offset of what follows the IP header; L3 < L4 ≤ End
+	End     uint16 // offset one past the IP packet, at most the frame's length; what follows is Ethernet padding
+	Proto   uint8  // IPv4 protocol or IPv6 next header
+	Class   uint8  // DSCP and ECN: the TOS byte of IPv4, the traffic class of IPv6
+	Flags   uint8  // FIN, SYN, RST, V6
+	Reason  Reason // None if the packet may go on
+}
+
+// stop sets the fields that are not yet set when a packet with a good IP header cannot go on.
+func (m *Meta) stop(r Reason, flags uint8) {
+	m.Hash, m.SrcPort, m.DstPort, m.Flags, m.Reason = 0, 0, 0, flags, r
+}
