@@ -1,0 +1,204 @@
+package steer
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// The kernel detaches a dead owner's program within some 50 ms; a program of our own name that is still there after
+	// a second has a living owner.
+	predecessorWait = time.Second
+	predecessorPoll = 10 * time.Millisecond
+
+	programName = steerProgSluiceSteer // as the kernel lists it
+)
+
+// Link is the program on one interface.
+type Link struct {
+	name    string
+	objects steerObjects
+	link    link.Link
+	generic bool
+}
+
+// Attach puts the program on an interface with a socket map for the given number of receive queues (see [Queues]).
+// Until [Link.SetSocket] gives a queue its socket, packets to a VIP on that queue are dropped and counted.
+//
+// The program runs in the driver (native) or, if the driver refuses, in the stack (generic, several times slower), which
+// is logged as a warning and told by [Link.Generic]. If a program is attached already, Attach fails and names it; one of
+// our own name may belong to a process that has just died, and is waited for, up to a second.
+func (s *Steer) Attach(ifindex int, name string, queues int, log *slog.Logger) (*Link, error) {
+	if queues < 1 {
+		return nil, fmt.Errorf("attach XDP to %s: %d receive queues; at least 1 is needed", name, queues)
+	}
+	dev, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return nil, fmt.Errorf("attach XDP to %s (interface %d): %w", name, ifindex, err)
+	}
+
+	l := &Link{name: name}
+	if err := s.load(&l.objects, queues); err != nil {
+		return nil, fmt.Errorf("load the steering program for %s: %w%s", name, err, privilegeHint(err))
+	}
+	if err := l.SetMAC(dev.Attrs().HardwareAddr); err != nil {
+		l.objects.Close()
+		return nil, err
+	}
+	if err := l.attach(ifindex, log); err != nil {
+		l.objects.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// load puts the program into the kernel, with a socket map of its own.
+func (s *Steer) load(objects *steerObjects, queues int) error {
+	spec := s.spec.Copy()
+	spec.Maps[steerMapXsks].MaxEntries = uint32(queues)
+	return spec.LoadAndAssign(objects, &ebpf.CollectionOptions{
+		MapReplacements: map[string]*ebpf.Map{steerMapVips: s.vips, steerMapStats: s.stats},
+	})
+}
+
+// attach tries until the interface has our program, or the reason is one that waiting does not cure.
+func (l *Link) attach(ifindex int, log *slog.Logger) error {
+	for deadline := time.Now().Add(predecessorWait); ; time.Sleep(predecessorPoll) {
+		native := l.attachMode(ifindex, link.XDPDriverMode)
+		if native == nil {
+			return nil
+		}
+		err := native
+		if driverRefuses(native) {
+			if err = l.attachMode(ifindex, link.XDPGenericMode); err == nil {
+				l.generic = true
+				log.Warn("XDP program attached in generic mode, several times slower than native: the driver refuses it",
+					"interface", l.name, "mode", "generic", "cause", native, "hint", nativeHint(native))
+				return nil
+			}
+		}
+		if !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("attach XDP to %s: %w%s", l.name, err, privilegeHint(err))
+		}
+		// No name means that it went just now.
+		id, holder := attached(ifindex)
+		if (holder == "" || holder == programName) && time.Now().Before(deadline) {
+			continue
+		}
+		return l.occupied(id, holder, err)
+	}
+}
+
+func (l *Link) attachMode(ifindex int, mode link.XDPAttachFlags) (err error) {
+	l.link, err = link.AttachXDP(link.XDPOptions{Program: l.objects.SluiceSteer, Interface: ifindex, Flags: mode})
+	return err
+}
+
+// driverRefuses tells a driver that cannot run this program natively on this interface as it is set up, from a failure
+// that generic mode would not cure.
+func driverRefuses(err error) bool {
+	for _, errno := range []unix.Errno{unix.EOPNOTSUPP, unix.EINVAL, unix.ERANGE, unix.ENOSPC} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+func nativeHint(err error) string {
+	switch {
+	case errors.Is(err, unix.ERANGE), errors.Is(err, unix.EINVAL):
+		return "an MTU too large for native XDP, or an offload such as LRO, is the usual cause"
+	case errors.Is(err, unix.ENOSPC):
+		return "the interface has fewer receive queues than its veth peer has transmit queues"
+	default:
+		return "the driver has no native XDP"
+	}
+}
+
+// attached returns the program on an interface; zero if there is none (any more), and no name if it cannot be read.
+func attached(ifindex int) (id uint32, name string) {
+	dev, err := netlink.LinkByIndex(ifindex)
+	if err != nil || dev.Attrs().Xdp == nil || !dev.Attrs().Xdp.Attached {
+		return 0, ""
+	}
+	id = dev.Attrs().Xdp.ProgId
+	prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(id))
+	if err != nil {
+		return id, ""
+	}
+	defer prog.Close()
+	info, err := prog.Info()
+	if err != nil {
+		return id, ""
+	}
+	return id, info.Name
+}
+
+func (l *Link) occupied(id uint32, holder string, err error) error {
+	switch {
+	case holder == programName:
+		return fmt.Errorf("attach XDP to %s: a running sluice has its program %d there; stop it first: %w", l.name, id, err)
+	case id == 0:
+		return fmt.Errorf("attach XDP to %s: the kernel says busy, though no program is attached to %s itself; look for "+
+			"one on a device above it, such as a bond: %w", l.name, l.name, err)
+	default:
+		return fmt.Errorf("attach XDP to %s: another program is attached, id %d, name %q; stop what owns it, or remove it "+
+			"with: ip link set dev %s xdp off: %w", l.name, id, holder, l.name, err)
+	}
+}
+
+// SetSocket gives packets of a receive queue to the AF_XDP socket with this descriptor, which must be bound to the same
+// interface and queue: the kernel discards uncounted what reaches another. A socket that closes leaves by itself.
+func (l *Link) SetSocket(queue, fd int) error {
+	if err := l.objects.Xsks.Put(uint32(queue), uint32(fd)); err != nil {
+		return fmt.Errorf("steer %s queue %d to socket %d: %w; queues 0 to %d can be set",
+			l.name, queue, fd, err, l.objects.Xsks.MaxEntries()-1)
+	}
+	return nil
+}
+
+// SetMAC tells the program the interface's own MAC, 6 bytes. Attach sets it; call it when the interface's MAC changes,
+// or VIP packets are left to the stack from then on.
+func (l *Link) SetMAC(mac net.HardwareAddr) error {
+	if len(mac) != 6 {
+		return fmt.Errorf("attach XDP to %s: MAC %q; only Ethernet interfaces can be used", l.name, mac)
+	}
+	var word uint64
+	for i, b := range mac {
+		word |= uint64(b) << (8 * i)
+	}
+	if err := l.objects.OwnMac.Set(word); err != nil {
+		return fmt.Errorf("set the MAC of %s: %w", l.name, err)
+	}
+	return nil
+}
+
+// Generic reports whether the program runs in the stack because the driver refused it.
+func (l *Link) Generic() bool { return l.generic }
+
+// Attached reports whether the program is still on the interface: false once the interface is gone, or after somebody
+// detached it by force.
+func (l *Link) Attached() bool {
+	info, err := l.link.Info()
+	return err == nil && info.XDP() != nil && info.XDP().Ifindex != 0
+}
+
+// Close detaches the program, if the interface is still there, and lets go of the socket map. From then on the kernel's
+// stack sees all frames of the interface.
+func (l *Link) Close() error {
+	err := errors.Join(l.link.Close(), l.objects.Close())
+	if err != nil && !errors.Is(err, os.ErrClosed) {
+		return fmt.Errorf("detach XDP from %s: %w", l.name, err)
+	}
+	return nil
+}
