@@ -1,0 +1,174 @@
+package conntrack
+
+import "sync/atomic"
+
+// Outcome is what an insert came to.
+type Outcome uint8
+
+const (
+	Inserted         Outcome = iota // a free word was taken
+	Present                         // a live word with the fingerprint is there and was left; look it up for its slot
+	Replaced                        // an expired word with the fingerprint was overwritten
+	EvictedExpired                  // both lines were full; an expired word was overwritten
+	EvictedClosing                  // … a closing word that had idled for 2 ticks or more
+	EvictedProbation                // … the oldest word on probation
+	EvictedIdle                     // … the established word that had idled longest, for more than 5 minutes
+	Refused                         // … and none of them could be given up: nothing was written
+	NumOutcomes                     // how many there are
+)
+
+// String returns the outcome's name in snake case.
+func (o Outcome) String() string {
+	names := [NumOutcomes]string{"inserted", "present", "replaced", "evicted_expired", "evicted_closing",
+		"evicted_probation", "evicted_idle", "refused"}
+	if o < NumOutcomes {
+		return names[o]
+	}
+	return "invalid"
+}
+
+const (
+	homeFill        = 6   // a home line that holds this many words sends further flows to the emptier line
+	closingIdle     = 2   // ticks: a closing word may be evicted from this age on
+	establishedIdle = 140 // ticks, 5 minutes: an established word may be evicted beyond this age
+)
+
+// Insert writes a word for the flow with this hash: into its home line while that holds fewer than six words, else into
+// the emptier of its two lines, at the place where a look-up begins if that is free. With both lines full it overwrites,
+// in this order: an expired word; a closing word idle for 2 ticks or more; the oldest on probation; the longest-idle
+// established word, if that is idle for more than 5 minutes. Of several the longest idle is taken.
+//
+// lives is indexed by slot and says which words are expired. s is Probation or Established. When another worker inserts
+// the same flow at the same time, one word stays; the worker whose word gave way gets Present, whatever it overwrote.
+func (t *Table) Insert(hash uint64, slot uint32, tick uint16, s State, lives []Life) Outcome {
+	fp := hash >> 32
+	home := t.home(hash)
+	alt := t.alternate(home, fp)
+	next := uint64(MakeWord(uint32(fp), slot, tick, s))
+	// A swap fails only because another worker's succeeded, so somebody always gets on.
+	for {
+		at, old, outcome := t.place(home, alt, fp, tick, lives)
+		if outcome == Present || outcome == Refused {
+			return outcome
+		}
+		if !atomic.CompareAndSwapUint64(&t.words[at], old, next) {
+			continue
+		}
+		if kept, found := t.settle(home, alt, fp); found && kept != at {
+			return Present
+		}
+		return outcome
+	}
+}
+
+// place finds where a word with this fingerprint goes: its index, the word that is there now, and what putting it there
+// amounts to.
+func (t *Table) place(home, alt, fp uint64, tick uint16, lives []Life) (at, old uint64, o Outcome) {
+	h := t.survey(home, fp)
+	if h.match != 0 {
+		return h.at, h.match, renewal(h.match, tick, lives)
+	}
+	a := t.survey(alt, fp)
+	if a.match != 0 {
+		return a.at, a.match, renewal(a.match, tick, lives)
+	}
+	if h.used < homeFill || h.used <= a.used && h.used < lineWords {
+		return h.at, 0, Inserted
+	}
+	if a.used < lineWords {
+		return a.at, 0, Inserted
+	}
+	return t.victim(home, alt, tick, lives)
+}
+
+// renewal is what an insert does to a word with its own fingerprint.
+func renewal(w uint64, tick uint16, lives []Life) Outcome {
+	if expired(Word(w), tick, lives) {
+		return Replaced
+	}
+	return Present
+}
+
+// survey is what an insert wants to know of a line.
+type survey struct {
+	match uint64 // the word with the fingerprint, or 0
+	at    uint64 // index of match; without one, of the free word nearest after the preferred place
+	used  int    // without a match: words that are not empty
+}
+
+func (t *Table) survey(base, fp uint64) survey {
+	line := t.line(base)
+	s := survey{used: lineWords}
+	// Going round backwards, the last free word seen is the nearest to the preferred place.
+	p := preferred(fp) + lineWords
+	for range lineWords {
+		p--
+		w := atomic.LoadUint64(&line[p%lineWords])
+		if matches(w, fp) {
+			return survey{match: w, at: base + p%lineWords}
+		}
+		if w == 0 {
+			s.at = base + p%lineWords
+			s.used--
+		}
+	}
+	return s
+}
+
+// victim finds the word to overwrite in two full lines. The outcomes of evictions are in the order in which words are
+// given up.
+func (t *Table) victim(home, alt uint64, tick uint16, lives []Life) (at, old uint64, o Outcome) {
+	o = Refused
+	var idlest uint16
+	for _, base := range [2]uint64{home, alt} {
+		line := t.line(base)
+		for i := range line {
+			w := Word(atomic.LoadUint64(&line[i]))
+			age := Age(tick, w.Tick())
+			c := Refused
+			switch w.State() {
+			case Empty: // freed since the survey
+				return base + uint64(i), 0, Inserted
+			case Probation:
+				c = EvictedProbation
+			case Established:
+				if age > establishedIdle {
+					c = EvictedIdle
+				}
+			case Closing:
+				if age >= closingIdle {
+					c = EvictedClosing
+				}
+			}
+			if life := lifeOf(w, lives); life == 0 || age > life {
+				c = EvictedExpired
+			}
+			if c < o || c == o && age > idlest {
+				at, old, o, idlest = base+uint64(i), uint64(w), c, age
+			}
+		}
+	}
+	return at, old, o
+}
+
+// settle removes all words with this fingerprint from the two lines but the one with the lowest index, which it
+// returns. See the package documentation for why this leaves exactly one.
+func (t *Table) settle(home, alt, fp uint64) (kept uint64, found bool) {
+	for _, base := range [2]uint64{min(home, alt), max(home, alt)} {
+		line := t.line(base)
+		for i := range line {
+			w := atomic.LoadUint64(&line[i])
+			if !matches(w, fp) {
+				continue
+			}
+			if !found {
+				kept, found = base+uint64(i), true
+				continue
+			}
+			for matches(w, fp) && !atomic.CompareAndSwapUint64(&line[i], w, 0) {
+				w = atomic.LoadUint64(&line[i])
+			}
+		}
+	}
+	return kept, found
+}

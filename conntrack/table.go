@@ -1,0 +1,174 @@
+package conntrack
+
+import (
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+)
+
+const (
+	lineWords = 8       // words in a line: 64 bytes
+	maxLines  = 1 << 32 // a home line is named by 32 bits
+	minLines  = 2       // the alternate line must differ from the home line
+)
+
+// Table is a flow table over words that the caller gave. Its methods may be called from any goroutine.
+type Table struct {
+	words []uint64 // read and written with sync/atomic only
+	mask  uint64   // number of lines − 1
+}
+
+// New returns the table that the words hold. Their number must be what [WordsFor] returns: a power of two, 16 or more.
+// The first word must lie on a 64-byte boundary, which is the caller's promise: on another one everything works, and
+// each look-up costs up to two cache lines. Words that are not zero are taken as they are.
+func New(words []uint64) (*Table, error) {
+	n := uint64(len(words))
+	if bits.OnesCount64(n) != 1 || n < minLines*lineWords || n > maxLines*lineWords {
+		return nil, fmt.Errorf("flow table of %d words: the number of words must be a power of two from 16 to 2^35; take it from WordsFor", n)
+	}
+	return &Table{words: words, mask: n/lineWords - 1}, nil
+}
+
+// WordsFor returns how many words a table for this many flows takes: two a flow, rounded up to a power of two.
+func WordsFor(flows uint64) (words uint64, err error) {
+	const most = maxLines * lineWords / 2
+	if flows == 0 || flows > most {
+		return 0, fmt.Errorf("flow table for %d flows: the number must be from 1 to %d", flows, uint64(most))
+	}
+	words = max(2*flows, minLines*lineWords)
+	return 1 << bits.Len64(words-1), nil
+}
+
+// Lines is the number of lines, which [Table.Sweep] counts in.
+func (t *Table) Lines() int { return len(t.words) / lineWords }
+
+// home returns the index of the first word of a flow's home line.
+func (t *Table) home(hash uint64) uint64 { return (hash & t.mask) * lineWords }
+
+// alternate returns the index of the first word of the other line of a flow whose one line is at base. The step between
+// the two depends on the fingerprint alone and is odd, so it is never 0 and leads back again.
+func (t *Table) alternate(base, fp uint64) uint64 {
+	step := fp*0x9e3779b97f4a7c15>>32 | 1
+	return base ^ (step&t.mask)*lineWords
+}
+
+// preferred is the place in a line at which a fingerprint's word is looked for first.
+func preferred(fp uint64) uint64 { return fp % lineWords }
+
+// line returns the eight words from base on.
+func (t *Table) line(base uint64) *[lineWords]uint64 {
+	return (*[lineWords]uint64)(t.words[base:])
+}
+
+// matches reports whether w is a word with this fingerprint. An empty word has none.
+func matches(w, fp uint64) bool { return w>>32 == fp && w != 0 }
+
+// Prefetch asks the processor for the home line of each hash, so that the cache misses of a batch overlap. Call it in a
+// pass of its own, some way before the look-ups.
+func (t *Table) Prefetch(hashes []uint64) { prefetch(t.words, t.mask, hashes) }
+
+// Lookup returns the word of the flow with this hash and its index in the table, or a zero word if it has none. The
+// word may be expired (see [Table.Expired]). It looks into the home line and, only if nothing is there, into the
+// alternate. Workers use [Table.LookupBatch].
+func (t *Table) Lookup(hash uint64) (index int, w Word) {
+	home, fp := t.home(hash), hash>>32
+	if i, w := t.find(home, fp); w != 0 {
+		return i, w
+	}
+	return t.find(t.alternate(home, fp), fp)
+}
+
+// LookupBatch is Lookup for each of the hashes; index and words have their length or more. All home lines are looked
+// at before any alternate line, and the alternate lines are prefetched together, so that their cache misses overlap.
+// After it, both lines of each flow without a word are in the cache for an insert.
+func (t *Table) LookupBatch(hashes []uint64, index []int, words []Word) {
+	const most = 64 // what the scratch below holds
+	var (
+		lines [most]uint64 // alternate lines of the hashes that have no word at home
+		which [most]uint8  // and their places in the batch
+	)
+	for len(hashes) > 0 {
+		n := min(len(hashes), most)
+		misses := 0
+		for i, hash := range hashes[:n] {
+			home, fp := t.home(hash), hash>>32
+			at := home + preferred(fp)
+			v := atomic.LoadUint64(&t.words[at])
+			if matches(v, fp) {
+				index[i], words[i] = int(at), Word(v)
+				continue
+			}
+			if index[i], words[i] = t.find(home, fp); words[i] == 0 {
+				lines[misses%most] = t.alternate(home, fp) / lineWords
+				which[misses%most] = uint8(i)
+				misses++
+			}
+		}
+		prefetch(t.words, t.mask, lines[:misses])
+		for k, i := range which[:misses] {
+			index[i], words[i] = t.find(lines[k]*lineWords, hashes[i]>>32)
+		}
+		hashes, index, words = hashes[n:], index[n:], words[n:]
+	}
+}
+
+// find returns the word with this fingerprint in one line and its index.
+func (t *Table) find(base, fp uint64) (int, Word) {
+	line := t.line(base)
+	p := preferred(fp)
+	if v := atomic.LoadUint64(&line[p]); matches(v, fp) {
+		return int(base + p), Word(v)
+	}
+	for i := range line {
+		if v := atomic.LoadUint64(&line[i]); matches(v, fp) {
+			return int(base) + i, Word(v)
+		}
+	}
+	return 0, 0
+}
+
+// Refresh notes a packet of the flow whose word w was found at index. closing says that the packet carries FIN or RST.
+// It writes only if the tick has changed or the word must become Closing. The first packet in a later tick makes a word
+// on probation Established; a closing word stays Closing. If the word has been changed by another worker meanwhile, the
+// new word is taken as long as it is still the same flow's with the same slot; otherwise nothing is written.
+func (t *Table) Refresh(index int, w Word, tick uint16, closing bool) {
+	if w.Tick() == tick && !closing {
+		return
+	}
+	t.refresh(index, w, tick, closing)
+}
+
+func (t *Table) refresh(index int, w Word, tick uint16, closing bool) {
+	fp, slot := w.Fingerprint(), w.Slot()
+	for {
+		state, then := w.State(), w.Tick()
+		if Age(tick, then) > 0 {
+			then = tick
+			if state == Probation {
+				state = Established
+			}
+		}
+		if closing {
+			state = Closing
+		}
+		next := MakeWord(fp, slot, then, state)
+		if next == w || atomic.CompareAndSwapUint64(&t.words[index], uint64(w), uint64(next)) {
+			return
+		}
+		w = Word(atomic.LoadUint64(&t.words[index]))
+		if w == 0 || w.Fingerprint() != fp || w.Slot() != slot {
+			return
+		}
+	}
+}
+
+// Replace gives the flow of the word old, found at index, another slot, in place. It reports false, and changes
+// nothing, if the word is not old any more; look the flow up again then.
+func (t *Table) Replace(index int, old Word, slot uint32, tick uint16, s State) bool {
+	next := MakeWord(old.Fingerprint(), slot, tick, s)
+	return atomic.CompareAndSwapUint64(&t.words[index], uint64(old), uint64(next))
+}
+
+// Expired reports whether w, which is not zero, has idled longer than its slot's life in its state. A slot beyond
+// lives, or with the zero Life, is out of use, and its words are expired.
+func (t *Table) Expired(w Word, tick uint16, lives []Life) bool { return expired(w, tick, lives) }
