@@ -1,0 +1,172 @@
+package forwarder
+
+import (
+	"sync/atomic"
+
+	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+)
+
+// publishNanos is how often a busy worker publishes its counters; an idle one does before it sleeps.
+const publishNanos = 1e6
+
+// slotCounts is what one worker, or all of them, counted for one slot.
+type slotCounts struct{ packets, bytes, newFlows uint64 }
+
+func (c *slotCounts) add(d slotCounts) {
+	c.packets += d.packets
+	c.bytes += d.bytes
+	c.newFlows += d.newFlows
+}
+
+func (c *slotCounts) sub(d slotCounts) {
+	c.packets -= d.packets
+	c.bytes -= d.bytes
+	c.newFlows -= d.newFlows
+}
+
+// serviceCounts is what was dropped of a service's packets, by reason.
+type serviceCounts [packet.NumReasons]uint64
+
+// totals are a worker's own books.
+type totals struct {
+	received, forwarded          uint64
+	newFlows, refused, evictions uint64
+	reasons                      [packet.NumReasons]uint64
+}
+
+// counters are one worker's. The worker alone calls its methods but those named read…, and counts in plain words; publish
+// copies what changed to the words that others read. A counter that others read directly would cost an atomic add a packet.
+type counters struct {
+	totals
+	slots    []slotCell
+	services []serviceCell
+	// dirtySlots and dirtyServices list what changed since the last publish.
+	dirtySlots, dirtyServices []uint32
+	published                 int64 // when, CLOCK_MONOTONIC ns
+
+	shared sharedCounters
+}
+
+type slotCell struct {
+	slotCounts
+	dirty bool
+}
+
+type serviceCell struct {
+	dropped serviceCounts
+	dirty   bool
+}
+
+// sharedCounters is what other goroutines read. Large, but untouched pages take no memory.
+type sharedCounters struct {
+	received, forwarded          atomic.Uint64
+	newFlows, refused, evictions atomic.Uint64
+	reasons                      [packet.NumReasons]atomic.Uint64
+	slots                        []sharedSlot
+	services                     [][packet.NumReasons]atomic.Uint64
+}
+
+type sharedSlot struct{ packets, bytes, newFlows atomic.Uint64 }
+
+func newCounters() *counters {
+	return &counters{
+		slots:         make([]slotCell, conntrack.MaxSlots),
+		services:      make([]serviceCell, MaxServices),
+		dirtySlots:    make([]uint32, 0, conntrack.MaxSlots),
+		dirtyServices: make([]uint32, 0, MaxServices),
+		shared: sharedCounters{
+			slots:    make([]sharedSlot, conntrack.MaxSlots),
+			services: make([][packet.NumReasons]atomic.Uint64, MaxServices),
+		},
+	}
+}
+
+// slot returns the cell of a slot, to be counted in.
+func (c *counters) slot(s uint32) *slotCell {
+	cell := &c.slots[s]
+	if !cell.dirty {
+		c.touchSlot(s, cell)
+	}
+	return cell
+}
+
+func (c *counters) touchSlot(s uint32, cell *slotCell) {
+	cell.dirty = true
+	c.dirtySlots = append(c.dirtySlots, s)
+}
+
+// drop counts one packet of a service under a reason.
+func (c *counters) drop(service uint32, r packet.Reason) {
+	cell := &c.services[service]
+	cell.dropped[r]++
+	if !cell.dirty {
+		cell.dirty = true
+		c.dirtyServices = append(c.dirtyServices, service)
+	}
+}
+
+// publish makes what was counted visible.
+func (c *counters) publish(now int64) {
+	s := &c.shared
+	s.received.Store(c.received)
+	s.forwarded.Store(c.forwarded)
+	s.newFlows.Store(c.newFlows)
+	s.refused.Store(c.refused)
+	s.evictions.Store(c.evictions)
+	for i := range c.reasons {
+		s.reasons[i].Store(c.reasons[i])
+	}
+	for _, i := range c.dirtySlots {
+		cell := &c.slots[i]
+		s.slots[i].packets.Store(cell.packets)
+		s.slots[i].bytes.Store(cell.bytes)
+		s.slots[i].newFlows.Store(cell.newFlows)
+		cell.dirty = false
+	}
+	c.dirtySlots = c.dirtySlots[:0]
+	for _, i := range c.dirtyServices {
+		cell := &c.services[i]
+		for r := range cell.dropped {
+			s.services[i][r].Store(cell.dropped[r])
+		}
+		cell.dirty = false
+	}
+	c.dirtyServices = c.dirtyServices[:0]
+	c.published = now
+}
+
+func (c *counters) readTotals() totals {
+	s := &c.shared
+	t := totals{
+		received: s.received.Load(), forwarded: s.forwarded.Load(),
+		newFlows: s.newFlows.Load(), refused: s.refused.Load(), evictions: s.evictions.Load(),
+	}
+	for i := range s.reasons {
+		t.reasons[i] = s.reasons[i].Load()
+	}
+	return t
+}
+
+func (c *counters) readSlot(slot uint32) slotCounts {
+	s := &c.shared.slots[slot]
+	return slotCounts{s.packets.Load(), s.bytes.Load(), s.newFlows.Load()}
+}
+
+// sumSlot adds up what all workers counted for a slot since the process began, whatever it stood for. e.mu is held.
+func (e *Engine) sumSlot(slot uint32) (sum slotCounts) {
+	for _, w := range e.workers {
+		sum.add(w.count.readSlot(slot))
+	}
+	return sum
+}
+
+// sumService adds up what all workers dropped of a service number. e.mu is held.
+func (e *Engine) sumService(number uint32) (sum serviceCounts) {
+	for _, w := range e.workers {
+		for r := range sum {
+			sum[r] += w.count.shared.services[number][r].Load()
+		}
+	}
+	return sum
+}

@@ -1,0 +1,373 @@
+//go:build linux
+
+package forwarder
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/nexthop"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/steer"
+	"github.com/sluice-lb/sluice/forwarder/xsk"
+	"github.com/sluice-lb/sluice/internal/shm"
+)
+
+const (
+	// maxVIPs bounds the set of VIP addresses that the XDP program looks up.
+	maxVIPs = MaxServices
+	// neighbourWait is how long Apply waits for new backends' neighbours to answer before it lets traffic go to them.
+	neighbourWait = 300 * time.Millisecond
+)
+
+// InterfaceConfig is one interface that packets to VIPs arrive at or leave by.
+type InterfaceConfig struct {
+	Name   string
+	Mode   xsk.Mode
+	Queues int // receive queues to take, from 0; 0 means all
+}
+
+// NodeConfig is what does not change while a node runs.
+type NodeConfig struct {
+	Keys       Keys
+	Flows      uint64 // flows that the table is made for
+	Interfaces []InterfaceConfig
+	Workers    int   // at most so many; 0: as many as cores and queues allow
+	CPUs       []int // cores that workers are pinned to; empty: those the process may use
+	BusyPoll   bool
+	Log        *slog.Logger
+}
+
+// Node is an Engine attached to this machine: it owns the XDP programs, the sockets, the workers, and what follows
+// routes, neighbours and links. Its methods may be called from any goroutine.
+type Node struct {
+	*Engine
+	config  NodeConfig
+	log     *slog.Logger
+	memory  *shm.Memory
+	steer   *steer.Steer
+	watcher *nexthop.Watcher
+	lanes   []*lane
+	stop    atomic.Bool
+
+	// changed has room for one notice that a hop or a link is not what it was.
+	changed chan struct{}
+	// watching ends with what ended the watcher.
+	watching chan error
+
+	mu   sync.Mutex // nics' state, and the order of Apply's steps
+	nics []*nic
+}
+
+// lane is one worker with its UMEM.
+type lane struct {
+	worker  *Worker
+	umem    *xsk.Umem
+	cpu     int
+	running bool // its goroutine runs: what it owns is changed through Worker.Do
+}
+
+// NewClock returns a function that reads CLOCK_MONOTONIC in nanoseconds, through the runtime, without a system call.
+func NewClock() (func() int64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return nil, fmt.Errorf("clock_gettime CLOCK_MONOTONIC: %w", err)
+	}
+	start, base := time.Now(), ts.Nano()
+	return func() int64 { return base + int64(time.Since(start)) }, nil
+}
+
+// StartNode loads and attaches everything. On an error nothing stays behind. Packets to VIPs go to the kernel's stack
+// until Apply names the VIPs and Run runs the workers. It raises GOMAXPROCS to the number of workers + 2 if it is less: a
+// worker never yields, and the collector and everything else need processors of their own.
+func StartNode(c NodeConfig) (_ *Node, err error) {
+	if len(c.Interfaces) == 0 || len(c.Interfaces) > MaxInterfaces {
+		return nil, fmt.Errorf("%d interfaces: a node needs 1 to %d", len(c.Interfaces), MaxInterfaces)
+	}
+	n := &Node{config: c, log: c.Log, changed: make(chan struct{}, 1), watching: make(chan error, 1)}
+	defer func() {
+		if err != nil {
+			n.Close()
+		}
+	}()
+	words, err := conntrack.WordsFor(c.Flows)
+	if err != nil {
+		return nil, err
+	}
+	if n.memory, err = shm.NewMemfd("sluice-flows", int(words*8)); err != nil {
+		return nil, fmt.Errorf("flow table: %w", err)
+	}
+	clock, err := NewClock()
+	if err != nil {
+		return nil, err
+	}
+	if n.Engine, err = NewEngine(EngineConfig{Keys: c.Keys, Words: n.memory.Words(), Clock: clock}); err != nil {
+		return nil, err
+	}
+	n.log.Info("flow table", "flows", words/2, "bytes", words*8, "huge_pages", n.memory.Huge())
+	if n.watcher, err = nexthop.New(c.Log, n.notice); err != nil {
+		return nil, err
+	}
+	go func() { n.watching <- n.watcher.Run(context.Background()) }()
+	if n.steer, err = steer.New(maxVIPs); err != nil {
+		return nil, err
+	}
+	for i, ic := range c.Interfaces {
+		n.nics = append(n.nics, &nic{InterfaceConfig: ic, index: i})
+	}
+	if err := n.makeLanes(); err != nil {
+		return nil, err
+	}
+	for _, nc := range n.nics {
+		if err := n.attach(nc); err != nil {
+			return nil, err
+		}
+	}
+	n.log.Info("workers", "workers", len(n.lanes), "cpus", n.cpus())
+	return n, nil
+}
+
+// makeLanes decides how many workers there are, min(cores, smallest queue count), and makes their UMEMs.
+func (n *Node) makeLanes() error {
+	cpus, err := allowedCPUs(n.config.CPUs)
+	if err != nil {
+		return err
+	}
+	workers := len(cpus)
+	if w := n.config.Workers; w > 0 {
+		workers = min(workers, w)
+	}
+	sockets := 0
+	for _, nc := range n.nics {
+		queues, err := nc.countQueues()
+		if err != nil {
+			return err
+		}
+		workers = min(workers, queues)
+		sockets += queues
+	}
+	if want := workers + 2; runtime.GOMAXPROCS(0) < want {
+		runtime.GOMAXPROCS(want)
+	}
+	for i := range workers {
+		o := xsk.Options{BusyPoll: n.config.BusyPoll}
+		o.Frames = o.FramesFor((sockets + workers - 1) / workers)
+		umem, err := xsk.NewUmem(o)
+		if err != nil {
+			return err
+		}
+		n.lanes = append(n.lanes, &lane{umem: umem, cpu: cpus[i]})
+		n.lanes[i].worker = n.NewWorker(workerIO(umem))
+	}
+	return nil
+}
+
+// allowedCPUs returns the cores that workers may be pinned to.
+func allowedCPUs(wanted []int) ([]int, error) {
+	var set unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		return nil, fmt.Errorf("sched_getaffinity: %w", err)
+	}
+	var cpus []int
+	for i := range len(set) * 64 {
+		if set.IsSet(i) && (len(wanted) == 0 || slices.Contains(wanted, i)) {
+			cpus = append(cpus, i)
+		}
+	}
+	if len(cpus) == 0 || len(wanted) > len(cpus) {
+		return nil, fmt.Errorf("cpus %v: not all of them may be used by this process; see taskset -p %d", wanted, os.Getpid())
+	}
+	return cpus, nil
+}
+
+func (n *Node) cpus() (cpus []int) {
+	for _, l := range n.lanes {
+		cpus = append(cpus, l.cpu)
+	}
+	return cpus
+}
+
+// Run runs the workers and everything that follows the machine, until ctx is done or a worker cannot go on. It may be
+// called once. Close must follow.
+func (n *Node) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var workers, helpers sync.WaitGroup
+	n.mu.Lock()
+	for _, l := range n.lanes {
+		l.running = true
+		workers.Go(func() {
+			if err := n.runLane(l); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	n.mu.Unlock()
+	helpers.Go(func() { n.Sweep(ctx) })
+	helpers.Go(func() { n.followLinks(ctx) })
+	select {
+	case <-ctx.Done():
+	case err := <-n.watching:
+		cancel(fmt.Errorf("follow routes and neighbours: %w", err))
+	}
+	helpers.Wait()
+
+	n.mu.Lock()
+	for _, nc := range n.nics { // from now on the kernel sees packets to VIPs, and its blackhole routes take them
+		nc.detachProgram()
+	}
+	n.mu.Unlock()
+	time.Sleep(10 * time.Millisecond) // frames that were steered before are forwarded still
+	n.stop.Store(true)
+	workers.Wait()
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// runLane is the goroutine of one worker: its thread is its own, on its own core.
+func (n *Node) runLane(l *lane) error {
+	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its affinity with it
+	var set unix.CPUSet
+	set.Set(l.cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		n.log.Warn("worker is not pinned", "worker", l.worker.id, "cpu", l.cpu, "error", err)
+	} else {
+		l.worker.cpu.Store(int64(l.cpu))
+	}
+	return l.worker.Run(&n.stop, func(err error) {
+		n.log.Error("worker started again; its batch is counted under internal", "worker", l.worker.id, "error", err)
+	})
+}
+
+// Apply makes spec what is forwarded from now on. See Engine.Apply. VIPs are steered to the workers only once these know
+// them, and no longer before these forget them; each leaves a blackhole route to the kernel.
+func (n *Node) Apply(spec Spec) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var vips, kept []netip.Addr
+	for _, s := range spec.Services {
+		vips = append(vips, s.VIP.Unmap())
+	}
+	for _, v := range n.VIPs() {
+		if slices.Contains(vips, v) {
+			kept = append(kept, v)
+		}
+	}
+	addrs := n.Addresses()
+	for _, s := range spec.Services {
+		for _, b := range s.Backends {
+			addrs = append(addrs, b.Address.Unmap())
+		}
+	}
+	known := n.watcher.Hops()
+	if err := n.watcher.Track(addrs); err != nil {
+		return err
+	}
+	n.waitForNeighbours(known)
+	n.SetHops(n.hopsFor())
+	if err := nexthop.EnsureBlackhole(vips); err != nil {
+		return err
+	}
+	if err := n.steer.SetVIPs(kept); err != nil {
+		return err
+	}
+	if err := n.Engine.Apply(spec); err != nil {
+		return err
+	}
+	if err := n.steer.SetVIPs(vips); err != nil {
+		return err
+	}
+	return nexthop.RemoveBlackholesExcept(vips)
+}
+
+// waitForNeighbours gives addresses that were not known the time of an ARP exchange.
+func (n *Node) waitForNeighbours(known map[netip.Addr]nexthop.Hop) {
+	for deadline := time.Now().Add(neighbourWait); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		missing := false
+		for a, h := range n.watcher.Hops() {
+			if _, old := known[a]; !old && h.State == nexthop.NoNeighbour {
+				missing = true
+			}
+		}
+		if !missing {
+			return
+		}
+	}
+}
+
+// notice is called by the watcher, on its own goroutine, when a hop or a link is not what it was. It must not wait: who
+// holds n.mu may be waiting for the watcher.
+func (n *Node) notice() {
+	select {
+	case n.changed <- struct{}{}:
+	default:
+	}
+}
+
+// hopsFor translates the watcher's hops: interfaces by index in the node's list. n.mu is held.
+func (n *Node) hopsFor() map[netip.Addr]Hop {
+	egress := map[int]*nic{}
+	for _, nc := range n.nics {
+		egress[nc.ifindex] = nc
+	}
+	out := map[netip.Addr]Hop{}
+	for a, h := range n.watcher.Hops() {
+		hop := Hop{OnLink: !h.Gateway.IsValid(), Src: h.Src, Dst: h.Dst, Source: h.Source, MTU: h.MTU}
+		nc := egress[h.Link]
+		switch {
+		case h.State == nexthop.NoRoute || nc == nil:
+			hop.Problem = packet.NoRoute
+		case !nc.up():
+			hop.Problem = packet.EgressDown
+		case h.State == nexthop.NoNeighbour:
+			hop.Problem = packet.NoNeighbour
+		}
+		if nc != nil {
+			hop.Egress = nc.index
+		}
+		out[a] = hop
+	}
+	return out
+}
+
+// Close takes everything down that StartNode made. VIPs' blackhole routes stay: without them the kernel would answer or
+// loop what still arrives. After Run has returned, or if it was never called.
+func (n *Node) Close() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var errs []error
+	for _, nc := range n.nics {
+		nc.detachProgram()
+		nc.sockets = nil
+	}
+	for _, l := range n.lanes {
+		errs = append(errs, l.umem.Close()) // and its sockets
+	}
+	if n.steer != nil {
+		errs = append(errs, n.steer.Close())
+	}
+	if n.watcher != nil {
+		n.watcher.Close()
+	}
+	if n.memory != nil {
+		errs = append(errs, n.memory.Close())
+	}
+	return errors.Join(errs...)
+}

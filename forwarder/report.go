@@ -1,0 +1,117 @@
+package forwarder
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/maglev"
+)
+
+// Stats reads all counters that the engine knows; Node adds those of the kernel. Workers' counters are as of their last
+// publish, at most a millisecond ago while they are busy and exact when they are at rest.
+func (e *Engine) Stats() Stats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var st Stats
+	var all totals
+	for _, w := range e.workers {
+		t := w.count.readTotals()
+		all.newFlows += t.newFlows
+		all.refused += t.refused
+		all.evictions += t.evictions
+		st.Workers = append(st.Workers, WorkerStats{
+			ID: w.id, CPU: int(w.cpu.Load()), Received: t.received, Forwarded: t.forwarded, NewFlows: t.newFlows,
+			Restarts: w.restarts.Load(), Dropped: t.reasons, Heartbeat: w.heartbeat.Load(),
+		})
+	}
+	for _, s := range e.services {
+		st.Services = append(st.Services, e.serviceStats(s))
+	}
+	slices.SortFunc(st.Services, func(a, b ServiceStats) int { return strings.Compare(a.Name, b.Name) })
+	st.Table = TableStats{
+		Words: uint64(e.words), Bytes: uint64(e.words) * 8,
+		Probation: e.census.States[conntrack.Probation], Established: e.census.States[conntrack.Established],
+		Closing: e.census.States[conntrack.Closing], Inserted: all.newFlows, Refused: all.refused, Evicted: all.evictions,
+	}
+	return st
+}
+
+// VIPs returns the addresses of all services, each once.
+func (e *Engine) VIPs() []netip.Addr {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []netip.Addr
+	for _, s := range e.services {
+		if v := s.spec.VIP.Unmap(); !slices.Contains(out, v) {
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+func (e *Engine) serviceStats(s *serviceState) ServiceStats {
+	out := ServiceStats{
+		Name: s.spec.Name, VIP: s.spec.VIP.String(), Protocol: protocolName(s.spec.Protocol), Ports: portsText(s.spec.Ports),
+		Forward: s.spec.Mode.String(), Dropped: e.sumService(s.number),
+	}
+	for r := range out.Dropped {
+		out.Dropped[r] -= s.base[r]
+	}
+	sum := s.retired
+	targets := e.snapshot.Load().targets
+	for i := range e.slots.states {
+		st := &e.slots.states[i]
+		if st.service != s.number || st.phase != slotActive && st.phase != slotLeaving {
+			continue
+		}
+		c := e.sumSlot(uint32(i))
+		c.sub(st.base)
+		sum.add(c)
+		hop := "ready"
+		if p := targets[i].problem; p != packet.None {
+			hop = p.String()
+		}
+		out.Backends = append(out.Backends, BackendStats{
+			Name: st.key.backend, Address: st.key.address.String(), Slot: uint32(i), Leaving: st.phase == slotLeaving,
+			Admit: maglev.Admit(e.admit[i].Load()).State().String(), Hop: hop,
+			Forwarded: Counts{c.packets, c.bytes}, NewFlows: c.newFlows, Flows: uint64(st.flows),
+		})
+	}
+	slices.SortFunc(out.Backends, func(a, b BackendStats) int {
+		if c := strings.Compare(a.Name, b.Name); c != 0 {
+			return c
+		}
+		return int(a.Slot) - int(b.Slot)
+	})
+	out.Forwarded, out.NewFlows = Counts{sum.packets, sum.bytes}, sum.newFlows
+	return out
+}
+
+func protocolName(p uint8) string {
+	if p == protoUDP {
+		return "udp"
+	}
+	return "tcp"
+}
+
+func portsText(ports []PortRange) string {
+	var b strings.Builder
+	for i, p := range ports {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		switch {
+		case p == PortRange{0, 65535}:
+			b.WriteString("any")
+		case p.First == p.Last:
+			fmt.Fprintf(&b, "%d", p.First)
+		default:
+			fmt.Fprintf(&b, "%d-%d", p.First, p.Last)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,83 @@
+package forwarder
+
+import (
+	"net/netip"
+
+	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/maglev"
+)
+
+// Snapshot is everything that a worker needs to treat a batch. It is immutable; Engine builds a new one aside and swaps the
+// pointer. What health says is not in it: admit words change under a snapshot, one atomic store each.
+type Snapshot struct {
+	generation uint64
+	vips       vipTable
+	services   []service        // by service number
+	targets    []target         // by slot
+	lives      []conntrack.Life // by slot; the zero Life of an unused slot makes its words expire
+}
+
+// service is what a miss needs to know.
+type service struct {
+	pool *maglev.Pool
+	// previous is the pool before the last change of the service's backends. Until previousUntil (CLOCK_MONOTONIC ns),
+	// packets without a word that are not SYNs go by it: their flow was opened under it. Nil if there was no change.
+	previous      *maglev.Pool
+	previousUntil int64
+	tcp           bool
+}
+
+// target is where a slot's packets go: a ready-made header, and the interface to leave by.
+type target struct {
+	encap   packet.Encap
+	service uint32
+	maxLen  uint16        // bytes: the largest IP packet, as received, that fits the egress MTU
+	egress  uint8         // index of the interface
+	problem packet.Reason // why nothing can be sent there now; None otherwise
+}
+
+// noService marks the target of an unused slot: it equals no service number.
+const noService = MaxServices
+
+// Hop is how a backend's address is reached, as the node's routing says.
+type Hop struct {
+	Problem packet.Reason // None, NoRoute, NoNeighbour or EgressDown
+	Egress  int           // index of the interface in the node's list
+	OnLink  bool          // there is no gateway in between
+	Src     packet.MAC
+	Dst     packet.MAC
+	Source  netip.Addr // of outer headers
+	MTU     int        // bytes of IP packet
+}
+
+// newTarget makes a slot's target from the way to its backend.
+func newTarget(number uint32, mode Mode, backend netip.Addr, hop Hop, known bool) target {
+	t := target{service: number, problem: packet.NoRoute}
+	if !known {
+		return t
+	}
+	if hop.Problem != packet.None {
+		t.problem = hop.Problem
+		return t
+	}
+	switch mode {
+	case L2:
+		if !hop.OnLink { // the gateway would route the packet back to us
+			return t
+		}
+		t.encap = packet.NewL2(hop.Dst, hop.Src)
+	case IPIP:
+		encap, err := packet.NewIPIP(hop.Dst, hop.Src, hop.Source, backend)
+		if err != nil { // no source address of the backend's family
+			return t
+		}
+		t.encap = encap
+	}
+	if room := hop.MTU - t.encap.Overhead(); room > 0 {
+		t.maxLen = uint16(min(room, 0xffff))
+	}
+	t.egress = uint8(hop.Egress)
+	t.problem = packet.None
+	return t
+}

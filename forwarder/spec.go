@@ -1,0 +1,175 @@
+package forwarder
+
+import (
+	"crypto/hkdf"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/maglev"
+)
+
+// IP protocol numbers of services.
+const (
+	protoTCP = 6
+	protoUDP = 17
+)
+
+const (
+	// MaxServices is how many services an engine takes.
+	MaxServices = 1 << 14
+	// MaxBackends is how many backends one service takes: the lookup table's entries are 16 bits wide.
+	MaxBackends = 1 << 16
+)
+
+// Mode is how a packet is brought to its backend.
+type Mode uint8
+
+const (
+	// L2 sets the destination MAC only; the backend is on a link of the node.
+	L2 Mode = iota
+	// IPIP puts an outer IPv4 or IPv6 header in front (RFC 2003, RFC 2473, RFC 4213).
+	IPIP
+)
+
+func (m Mode) String() string {
+	if m == IPIP {
+		return "ipip"
+	}
+	return "l2"
+}
+
+// PortRange is an inclusive range of ports, host order.
+type PortRange struct{ First, Last uint16 }
+
+// Spec is what an engine shall forward: all services, whole.
+type Spec struct{ Services []ServiceSpec }
+
+// ServiceSpec is one service.
+type ServiceSpec struct {
+	Name     string
+	VIP      netip.Addr
+	Protocol uint8 // 6 or 17
+	Ports    []PortRange
+	Mode     Mode
+	Backends []BackendSpec // any order: it decides nothing
+}
+
+// BackendSpec is one backend of a service.
+type BackendSpec struct {
+	Name    string
+	Address netip.Addr
+	Admit   maglev.Admit // what it takes from the moment the spec is applied
+}
+
+// Keys are the keyed parts of forwarding. Nodes of a group derive them from the same seed, and so agree about every flow.
+type Keys struct {
+	Flow packet.Key // of the flow hash: table line and fingerprint
+	Mix  uint64     // of the second mix: the choice of a backend
+}
+
+// DeriveKeys derives the keys of a group from its seed by HKDF-SHA-256 (RFC 5869). The seed must have at least 16 bytes.
+func DeriveKeys(seed []byte) (Keys, error) {
+	if len(seed) < 16 {
+		return Keys{}, fmt.Errorf("seed has %d bytes, at least 16 are needed", len(seed))
+	}
+	b, err := hkdf.Key(sha256.New, seed, nil, "sluice flow keys v1", 24)
+	if err != nil {
+		return Keys{}, err
+	}
+	return Keys{
+		Flow: packet.Key{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])},
+		Mix:  binary.LittleEndian.Uint64(b[16:]),
+	}, nil
+}
+
+// Validate checks what an engine relies on. A config that passed its own validation always passes.
+func (s *Spec) Validate() error {
+	if len(s.Services) > MaxServices {
+		return fmt.Errorf("%d services, at most %d are possible", len(s.Services), MaxServices)
+	}
+	var errs []error
+	names := map[string]bool{}
+	type key struct {
+		vip   netip.Addr
+		proto uint8
+	}
+	claimed := map[key][]PortRange{}
+	backends := 0
+	for i := range s.Services {
+		v := &s.Services[i]
+		if names[v.Name] {
+			errs = append(errs, fmt.Errorf("service %q: the name occurs twice", v.Name))
+		}
+		names[v.Name] = true
+		if err := v.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("service %q: %w", v.Name, err))
+			continue
+		}
+		k := key{v.VIP.Unmap(), v.Protocol}
+		for _, p := range v.Ports {
+			for _, q := range claimed[k] {
+				if p.First <= q.Last && q.First <= p.Last {
+					errs = append(errs, fmt.Errorf("service %q: ports %d-%d of %s belong to another service already", v.Name, p.First, p.Last, v.VIP))
+				}
+			}
+			claimed[k] = append(claimed[k], p)
+		}
+		backends += len(v.Backends)
+	}
+	if backends > conntrack.MaxSlots {
+		errs = append(errs, fmt.Errorf("%d backends in all services, at most %d are possible", backends, conntrack.MaxSlots))
+	}
+	return errors.Join(errs...)
+}
+
+func (v *ServiceSpec) validate() error {
+	switch {
+	case !v.VIP.IsValid():
+		return errors.New("it has no VIP")
+	case v.Protocol != protoTCP && v.Protocol != protoUDP:
+		return fmt.Errorf("protocol %d is neither TCP (6) nor UDP (17)", v.Protocol)
+	case len(v.Ports) == 0:
+		return errors.New("it has no ports")
+	case len(v.Backends) == 0:
+		return errors.New("it has no backends")
+	case len(v.Backends) >= MaxBackends:
+		return fmt.Errorf("%d backends, at most %d are possible", len(v.Backends), MaxBackends-1)
+	}
+	for _, p := range v.Ports {
+		if p.First > p.Last {
+			return fmt.Errorf("port range %d-%d is empty", p.First, p.Last)
+		}
+	}
+	names := map[string]bool{}
+	for _, b := range v.Backends {
+		if b.Name == "" || names[b.Name] {
+			return fmt.Errorf("backend name %q is empty or occurs twice", b.Name)
+		}
+		names[b.Name] = true
+		if !b.Address.IsValid() {
+			return fmt.Errorf("backend %q has no address", b.Name)
+		}
+		if v.Mode == L2 && b.Address.Unmap().Is4() != v.VIP.Unmap().Is4() {
+			return fmt.Errorf("backend %q: %s is of another family than the VIP, which l2 cannot forward to", b.Name, b.Address)
+		}
+	}
+	return nil
+}
+
+// sortedBackends returns the backends by name: the order that lookup tables index.
+func (v *ServiceSpec) sortedBackends() []BackendSpec {
+	b := slices.Clone(v.Backends)
+	slices.SortFunc(b, func(x, y BackendSpec) int {
+		if x.Name < y.Name {
+			return -1
+		}
+		return 1
+	})
+	return b
+}

@@ -1,0 +1,111 @@
+package forwarder
+
+import "github.com/sluice-lb/sluice/forwarder/packet"
+
+// Counts is an amount of traffic.
+type Counts struct {
+	Packets uint64 `json:"packets"` // frames
+	Bytes   uint64 `json:"bytes"`   // IP bytes as received: without Ethernet header, padding and outer headers
+}
+
+// Stats is a reading of everything the engine counts. Counters only grow while the process lives.
+type Stats struct {
+	Steer      SteerStats       `json:"steer"`
+	Workers    []WorkerStats    `json:"workers"`
+	Interfaces []InterfaceStats `json:"interfaces"`
+	Services   []ServiceStats   `json:"services"`
+	Table      TableStats       `json:"table"`
+}
+
+// SteerStats is what the XDP programs counted on all interfaces: ToVIPs = Redirected + NoSocket.
+type SteerStats struct {
+	ToVIPs     uint64 `json:"to_vips"`    // packets whose destination is a VIP
+	Redirected uint64 `json:"redirected"` // of these, given to an AF_XDP socket
+	NoSocket   uint64 `json:"no_socket"`  // of these, dropped because their queue has no socket
+}
+
+// WorkerStats is one worker's books: Received = Forwarded + Σ Dropped, at rest.
+type WorkerStats struct {
+	ID        int    `json:"id"`
+	CPU       int    `json:"cpu"`       // the core it is pinned to; -1 when it is not
+	Received  uint64 `json:"received"`  // frames
+	Forwarded uint64 `json:"forwarded"` // frames
+	NewFlows  uint64 `json:"new_flows"` // words inserted or replaced
+	Restarts  uint64 `json:"restarts"`  // times it was started again after a panic
+	Heartbeat int64  `json:"heartbeat"` // CLOCK_MONOTONIC ns of its last turn
+	// Dropped is indexed by packet.Reason; None stays zero.
+	Dropped [packet.NumReasons]uint64 `json:"-"`
+	Frames  int                       `json:"frames"` // of its UMEM
+}
+
+// InterfaceStats is one configured interface and its sockets.
+type InterfaceStats struct {
+	Name    string       `json:"name"`
+	Up      bool         `json:"up"`
+	Attach  string       `json:"attach"` // native | generic | detached
+	Queues  []QueueStats `json:"queues"`
+	Problem string       `json:"problem,omitempty"` // what is wrong and what is being done, or empty
+	// Closed sums up the sockets that were closed when the interface went away.
+	Closed SocketStats `json:"closed"`
+}
+
+// QueueStats is the AF_XDP socket of one queue.
+type QueueStats struct {
+	Queue  int    `json:"queue"`
+	Worker int    `json:"worker"`
+	Mode   string `json:"mode"` // zerocopy | copy, as the kernel says
+	SocketStats
+}
+
+// SocketStats is what a socket counted, in frames, and the kernel for it (XDP_STATISTICS).
+type SocketStats struct {
+	Received uint64 `json:"received"`
+	Sent     uint64 `json:"sent"`
+
+	RXDropped   uint64 `json:"rx_dropped"`
+	RXInvalid   uint64 `json:"rx_invalid"`
+	RXRingFull  uint64 `json:"rx_ring_full"`
+	FillEmpty   uint64 `json:"fill_empty"`
+	TXInvalid   uint64 `json:"tx_invalid"`
+	TXRingEmpty uint64 `json:"tx_ring_empty"`
+}
+
+// ServiceStats is one service's traffic.
+type ServiceStats struct {
+	Name      string         `json:"name"`
+	VIP       string         `json:"vip"`
+	Protocol  string         `json:"protocol"`
+	Ports     string         `json:"ports"`
+	Forward   string         `json:"forward"`
+	Forwarded Counts         `json:"forwarded"`
+	NewFlows  uint64         `json:"new_flows"`
+	Backends  []BackendStats `json:"backends"`
+	// Dropped is indexed by packet.Reason: packets that matched the service and were not forwarded.
+	Dropped [packet.NumReasons]uint64 `json:"-"`
+}
+
+// BackendStats is one backend of one service.
+type BackendStats struct {
+	Name      string `json:"name"`
+	Address   string `json:"address"`
+	Slot      uint32 `json:"slot"`
+	Leaving   bool   `json:"leaving"` // no longer configured; its flows go on
+	Admit     string `json:"admit"`   // up | draining | down
+	Hop       string `json:"hop"`     // ready | no_route | no_neighbour
+	Forwarded Counts `json:"forwarded"`
+	NewFlows  uint64 `json:"new_flows"`
+	Flows     uint64 `json:"flows"` // words naming it, at the last full sweep
+}
+
+// TableStats is the flow table.
+type TableStats struct {
+	Words       uint64 `json:"words"` // capacity in words; half of it is the number of flows it is meant for
+	Bytes       uint64 `json:"bytes"`
+	HugePages   bool   `json:"huge_pages"`
+	Probation   uint64 `json:"probation"`   // words in this state at the last full sweep
+	Established uint64 `json:"established"` // likewise
+	Closing     uint64 `json:"closing"`     // likewise
+	Inserted    uint64 `json:"inserted"`
+	Refused     uint64 `json:"refused"` // inserts that found no word to take
+	Evicted     uint64 `json:"evicted"` // inserts that took a live word
+}

@@ -1,0 +1,84 @@
+package forwarder
+
+import (
+	"context"
+	"time"
+
+	"github.com/sluice-lb/sluice/conntrack"
+)
+
+const (
+	// sweepPeriod is how long a full sweep of the table takes. It must stay below 20 minutes (package conntrack).
+	sweepPeriod = 30 * time.Second
+	// sweepSteps is in how many steps. More would wake an idle node more often, fewer would take longer at a time.
+	sweepSteps = 100
+)
+
+// Sweep removes expired words from the flow table, all the time, a little at a time, until ctx is done. After each full
+// round it takes back the slots that nothing names any more. One goroutine calls it.
+func (e *Engine) Sweep(ctx context.Context) {
+	timer := time.NewTicker(sweepPeriod / sweepSteps)
+	defer timer.Stop()
+	for {
+		round := e.beginRound()
+		for line := 0; ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-timer.C:
+			}
+			if line = e.sweepStep(round, line); line == 0 {
+				break
+			}
+		}
+		e.endRound(round)
+	}
+}
+
+// sweepRound is one walk over the whole table.
+type sweepRound struct {
+	census conntrack.Census
+	began  int64  // CLOCK_MONOTONIC ns
+	acked  uint64 // the oldest snapshot that any worker used when the round began
+}
+
+func (e *Engine) beginRound() *sweepRound {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	acked := e.generation
+	for _, w := range e.workers {
+		acked = min(acked, w.acked.Load())
+	}
+	return &sweepRound{
+		census: conntrack.Census{Slots: make([]uint32, len(e.slots.states))},
+		began:  e.clock(),
+		acked:  acked,
+	}
+}
+
+func (e *Engine) sweepStep(r *sweepRound, line int) (next int) {
+	lines := (e.table.Lines() + sweepSteps - 1) / sweepSteps
+	return e.table.Sweep(line, lines, conntrack.Tick(e.clock()), e.snapshot.Load().lives, &r.census)
+}
+
+func (e *Engine) endRound(r *sweepRound) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.census = r.census
+	done := e.slots.swept(r.census.Slots, r.acked, r.began)
+	if len(done) == 0 {
+		return
+	}
+	for _, slot := range done {
+		st := &e.slots.states[slot]
+		for _, s := range e.services {
+			if s.number == st.service {
+				c := e.sumSlot(slot)
+				c.sub(st.base)
+				s.retired.add(c)
+			}
+		}
+		e.slots.quarantine(slot, e.clock(), e.generation+1)
+	}
+	e.rebuild()
+}

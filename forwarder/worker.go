@@ -1,0 +1,219 @@
+package forwarder
+
+import (
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/xsk"
+)
+
+const (
+	// batchSize is how many frames go through the stages together. Fewer cost more a packet, more gain nothing.
+	batchSize = 64
+	// emptyPolls is how often a worker looks at all its queues in vain before it sleeps.
+	emptyPolls = 256
+	// sleep is how long it then sleeps at most; it bounds how late an idle worker notices a new snapshot or a command.
+	sleep = 250 * time.Millisecond
+	// MaxInterfaces is how many interfaces a node can have.
+	MaxInterfaces = 32
+)
+
+// Port is one queue as a worker sees it: batch calls over frames of the worker's UMEM. xsk.Socket is the real one, on the
+// kernel's rings or on the memory NIC's. Only the worker calls it.
+type Port interface {
+	// Receive fills batch with the frames that have arrived, oldest first, and returns how many. They are the worker's.
+	Receive(batch []xsk.Desc) int
+	// Transmit takes the first n frames to be sent, and returns n. The rest stay the worker's.
+	Transmit(batch []xsk.Desc) int
+	// Recycle takes frames back that are not sent.
+	Recycle(batch []xsk.Desc)
+	// Wake tells the other side of the rings that something was done, if it asked to be told: one system call at most.
+	Wake() error
+}
+
+// Queue is a port and the interface that it is a queue of.
+type Queue struct {
+	Port
+	Interface int // index in the node's list
+	Number    int
+}
+
+// WorkerIO is what a worker receives from and sends to.
+type WorkerIO struct {
+	Memory []byte // the UMEM: Desc.Addr is an offset in it
+	Queues []Queue
+	// Wait sleeps until a frame may have arrived, at most so long.
+	Wait func(time.Duration) error
+}
+
+// Worker treats the frames of its queues. Run, Poll and Attach belong to one goroutine.
+type Worker struct {
+	id     int
+	engine *Engine
+	table  *conntrack.Table
+	io     WorkerIO
+	// egress is, by interface, the queue that frames leave by; -1 if the worker has none there.
+	egress [MaxInterfaces]int32
+
+	acked     atomic.Uint64 // generation of the snapshot in use
+	heartbeat atomic.Int64  // CLOCK_MONOTONIC ns of the last turn of Run
+	restarts  atomic.Uint64
+	cpu       atomic.Int64 // -1: not pinned
+	commands  chan func()
+	ended     chan struct{} // closed when Run returns
+	count     *counters
+
+	// The batch under way.
+	batch
+}
+
+// batch is the state of the stages. Index i is the same frame everywhere.
+type batch struct {
+	descs    [batchSize]xsk.Desc
+	metas    [batchSize]packet.Meta
+	hashes   [batchSize]uint64
+	services [batchSize]uint32
+	slots    [batchSize]uint32
+	// words and indices are the flows' words. For a packet on the list of misses a word is left only if it is live and its
+	// target does not take the packet: it is to be replaced.
+	words   [batchSize]conntrack.Word
+	indices [batchSize]int
+	misses  [batchSize]uint8 // indices of packets to decide
+	missed  int
+	queues  [batchSize]int32 // that the packet leaves by
+	leaving []int            // by queue: how many packets do
+	dropped [batchSize]xsk.Desc
+	// What is handed to one queue.
+	outDescs   [batchSize]xsk.Desc
+	outIndices [batchSize]uint8
+	from       Port // where the batch came from
+	received   int  // how many frames it has; 0 between batches
+	handing    bool // frames are being handed to rings
+}
+
+// NewWorker adds a worker to the engine.
+func (e *Engine) NewWorker(io WorkerIO) *Worker {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
+	w.cpu.Store(-1)
+	w.Attach(io)
+	w.acked.Store(e.snapshot.Load().generation)
+	e.workers = append(e.workers, w)
+	return w
+}
+
+// Attach sets what the worker receives from and sends to. Not while a batch is under way.
+func (w *Worker) Attach(io WorkerIO) {
+	w.io = io
+	for i := range w.egress {
+		w.egress[i] = -1
+	}
+	for q := len(io.Queues) - 1; q >= 0; q-- { // the lowest queue of each interface in the end
+		w.egress[io.Queues[q].Interface] = int32(q)
+	}
+	w.leaving = make([]int, len(io.Queues))
+}
+
+// Run treats frames until stop is set. A panic costs the batch under way, which is counted under Internal; its frames are
+// kept, restarted is called, and the worker goes on. Run ends with an error at the third panic within a minute, or when one
+// happens while frames are handed to the rings, since nobody knows then whose they are.
+func (w *Worker) Run(stop *atomic.Bool, restarted func(error)) error {
+	defer close(w.ended)
+	var panics []int64
+	for {
+		err := w.run(stop)
+		if err == nil {
+			return nil
+		}
+		if w.handing {
+			return fmt.Errorf("worker %d: while handing frames over: %w", w.id, err)
+		}
+		now := w.engine.clock()
+		if panics = append(panics, now); len(panics) > 3 {
+			panics = panics[1:]
+		}
+		if len(panics) == 3 && now-panics[0] < int64(time.Minute) {
+			return fmt.Errorf("worker %d: three panics within a minute, the last: %w", w.id, err)
+		}
+		w.restarts.Add(1)
+		restarted(err)
+	}
+}
+
+func (w *Worker) run(stop *atomic.Bool) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = w.recovered(r)
+		}
+	}()
+	for idle := 0; !stop.Load(); {
+		if w.turn() > 0 {
+			idle = 0
+			continue
+		}
+		if idle++; idle < emptyPolls {
+			continue
+		}
+		if err := w.io.Wait(sleep); err != nil {
+			time.Sleep(sleep / 10) // no way to sleep on the sockets: do not spin on the error
+		}
+	}
+	w.count.publish(w.engine.clock())
+	return nil
+}
+
+// turn looks once at every queue and does what else there is to do. It returns how many frames there were.
+func (w *Worker) turn() int {
+	n := 0
+	for q := range w.io.Queues {
+		n += w.Poll(q)
+	}
+	now := w.engine.clock()
+	w.heartbeat.Store(now)
+	if n == 0 || now-w.count.published > publishNanos {
+		w.count.publish(now)
+		if g := w.engine.snapshot.Load().generation; w.acked.Load() != g {
+			w.acked.Store(g) // no batch is under way: the next one loads this snapshot or a later one
+		}
+		for len(w.commands) > 0 {
+			(<-w.commands)()
+		}
+	}
+	return n
+}
+
+// recovered gives the frames of the batch under way back and counts all of it.
+func (w *Worker) recovered(r any) error {
+	err := fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+	if w.handing {
+		return err
+	}
+	if n := w.received; n > 0 {
+		w.from.Recycle(w.descs[:n])
+		w.count.received += uint64(n)
+		w.count.reasons[packet.Internal] += uint64(n)
+	}
+	w.received, w.missed = 0, 0
+	clear(w.leaving)
+	return err
+}
+
+// Do has the worker call f between two batches and waits for it, at most the time of one sleep. f is not called if Run has
+// ended.
+func (w *Worker) Do(f func()) {
+	done := make(chan struct{})
+	select {
+	case w.commands <- func() { defer close(done); f() }:
+	case <-w.ended:
+		return
+	}
+	select {
+	case <-done:
+	case <-w.ended:
+	}
+}
