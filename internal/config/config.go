@@ -1,0 +1,316 @@
+// Package config turns Sluice's YAML file into a typed Config that has been checked as a whole.
+//
+// The schema is one table (schema.go): the name of every field, its type, its default and the sentence that documents
+// it. The parser knows no field that the table lacks, the defaults in use are those of the table, and docs/config.md
+// is generated from it; so the three cannot drift apart.
+//
+// A file is accepted whole or refused whole. Refusing collects every problem that can be found, each with its line and
+// column, what was found and what was expected. A Config that was returned is an ordinary value: it refers to no file,
+// nothing in this package keeps or changes it, and any number of goroutines may read it. Whoever holds one must not
+// change it. Two of them describe the same configuration if and only if reflect.DeepEqual says so, since the parser
+// brings ports, CPUs and addresses into one canonical form.
+//
+// All functions may be called from any goroutine.
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Config is a whole configuration with every default filled in.
+type Config struct {
+	Node       string        `yaml:"node"`
+	Group      Group         `yaml:"group"`
+	StateDir   string        `yaml:"state_dir"`
+	Control    Control       `yaml:"control"`
+	Interfaces []Interface   `yaml:"interfaces"`
+	Workers    int           `yaml:"workers"`        // 0: as many as cores and queues allow
+	CPUs       CPUs          `yaml:"cpus,omitempty"` // ascending, each once; empty: any core of the process
+	BusyPoll   bool          `yaml:"busy_poll"`
+	Flows      uint64        `yaml:"flows"` // flows the table is meant for; takes effect at the next start
+	Services   []Service     `yaml:"services"`
+	Metrics    Metrics       `yaml:"metrics"`
+	DrainTime  time.Duration `yaml:"drain_time"`
+	Log        Log           `yaml:"log"`
+}
+
+// Group is the set of nodes that share the VIPs' traffic.
+type Group struct {
+	SeedFile string `yaml:"seed_file,omitempty"` // empty: this node keeps a seed of its own in StateDir
+	Peers    int    `yaml:"peers"`               // nodes in the group, this one included; at least 1
+	// Seed is what SeedFile holds. It is zero without one, when EnsureSeed has the node's own, and after Parse.
+	Seed Seed `yaml:"-"`
+}
+
+// Control is where the local API listens.
+type Control struct {
+	Socket string `yaml:"socket"`          // absolute path of the unix socket, mode 0660
+	Group  string `yaml:"group,omitempty"` // name or number of the group that owns it; empty: the daemon's own
+}
+
+// Interface is a network interface whose VIP traffic Sluice takes.
+type Interface struct {
+	Name   string `yaml:"name"`
+	Mode   Mode   `yaml:"mode"`
+	Queues Queues `yaml:"queues"`
+}
+
+// Mode is how AF_XDP sockets are bound.
+type Mode string
+
+// The modes of an interface.
+const (
+	ModeAuto     Mode = "auto"     // zero-copy where the driver can, else copy
+	ModeZeroCopy Mode = "zerocopy" // zero-copy or a refusal to start
+	ModeCopy     Mode = "copy"
+)
+
+// Queues is how many receive queues of an interface are used, counted from queue 0.
+type Queues int
+
+// AllQueues stands for every queue that the interface has.
+const AllQueues Queues = 0
+
+// String returns the number, or "all".
+func (q Queues) String() string {
+	if q == AllQueues {
+		return "all"
+	}
+	return strconv.Itoa(int(q))
+}
+
+// MarshalYAML writes what the parser reads.
+func (q Queues) MarshalYAML() (any, error) {
+	if q == AllQueues {
+		return "all", nil
+	}
+	return int(q), nil
+}
+
+// Service is one VIP with a protocol and ports, and the backends that share its flows.
+type Service struct {
+	Name      string     `yaml:"name"` // unique in the file
+	VIP       netip.Addr `yaml:"vip"`  // never IPv4-mapped, never with a zone
+	Protocol  Protocol   `yaml:"protocol"`
+	Ports     Ports      `yaml:"ports"`
+	Forward   Forward    `yaml:"forward"`
+	Scheduler Scheduler  `yaml:"scheduler"`
+	Check     *Check     `yaml:"check,omitempty"` // nil: the backends count as up
+	Backends  []Backend  `yaml:"backends"`        // at least one, in the file's order
+}
+
+// Protocol is the transport protocol of a service.
+type Protocol string
+
+// The protocols of a service.
+const (
+	TCP Protocol = "tcp"
+	UDP Protocol = "udp"
+)
+
+// Number returns the protocol's number in an IP header.
+func (p Protocol) Number() uint8 {
+	if p == UDP {
+		return 17
+	}
+	return 6
+}
+
+// Forward is how a packet reaches its backend.
+type Forward string
+
+// The forwarding modes.
+const (
+	ForwardL2   Forward = "l2"   // the destination MAC is rewritten; the backend is on the same link as the node
+	ForwardIPIP Forward = "ipip" // an outer IP header is put in front
+)
+
+// Scheduler is how a backend is chosen for a new flow.
+type Scheduler string
+
+// SchedulerMaglev is the only scheduler of this version.
+const SchedulerMaglev Scheduler = "maglev"
+
+// Check is how healthd probes the backends of a service.
+type Check struct {
+	Type     CheckType     `yaml:"type"`
+	Port     uint16        `yaml:"port"`
+	Path     string        `yaml:"path,omitempty"` // http only: begins with a slash
+	Interval time.Duration `yaml:"interval"`
+	Timeout  time.Duration `yaml:"timeout"` // shorter than Interval
+	Rise     int           `yaml:"rise"`    // good probes in a row that bring a backend up
+	Fall     int           `yaml:"fall"`    // bad probes in a row that take it down
+}
+
+// CheckType is the kind of a probe.
+type CheckType string
+
+// The kinds of probes.
+const (
+	CheckTCP  CheckType = "tcp"  // a connection is accepted
+	CheckHTTP CheckType = "http" // GET answers with a status from 200 to 399
+)
+
+// Backend is a server behind a service.
+type Backend struct {
+	Name    string     `yaml:"name"`    // unique in its service
+	Address netip.Addr `yaml:"address"` // unique in its service; never IPv4-mapped, never with a zone
+}
+
+// Metrics is where Prometheus finds the node.
+type Metrics struct {
+	Listen netip.AddrPort `yaml:"listen"`
+}
+
+// Log is what the daemon writes to its standard error.
+type Log struct {
+	Level  string `yaml:"level"`  // debug | info | warn | error
+	Format string `yaml:"format"` // text | json
+}
+
+// PortRange is the ports from First to Last, both included.
+type PortRange struct{ First, Last uint16 }
+
+// Ports is a set of ports: ranges in ascending order that neither overlap nor touch.
+type Ports []PortRange
+
+// anyPort is the whole range, as `ports: any` gives it.
+var anyPort = PortRange{0, 65535}
+
+// Any reports whether p holds every port.
+func (p Ports) Any() bool { return len(p) == 1 && p[0] == anyPort }
+
+// Single returns the port when p holds exactly one.
+func (p Ports) Single() (port uint16, ok bool) {
+	if len(p) == 1 && p[0].First == p[0].Last {
+		return p[0].First, true
+	}
+	return 0, false
+}
+
+// Overlap returns the lowest port that both sets hold.
+func (p Ports) Overlap(q Ports) (port uint16, ok bool) {
+	for i, j := 0, 0; i < len(p) && j < len(q); {
+		first, last := max(p[i].First, q[j].First), min(p[i].Last, q[j].Last)
+		if first <= last {
+			return first, true
+		}
+		if p[i].Last < q[j].Last {
+			i++
+		} else {
+			j++
+		}
+	}
+	return 0, false
+}
+
+// String returns the set as the file would have it: "80", "80,443,8000-8999" or "any".
+func (p Ports) String() string {
+	if p.Any() {
+		return "any"
+	}
+	parts := make([]string, len(p))
+	for i, r := range p {
+		parts[i] = r.String()
+	}
+	return strings.Join(parts, ",")
+}
+
+// String returns "80" or "8000-8999".
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(int(r.First))
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+// MarshalYAML writes what the parser reads.
+func (p Ports) MarshalYAML() (any, error) {
+	if p.Any() {
+		return "any", nil
+	}
+	list := make([]any, len(p))
+	for i, r := range p {
+		if r.First == r.Last {
+			list[i] = int(r.First)
+		} else {
+			list[i] = r.String()
+		}
+	}
+	return list, nil
+}
+
+// canonicalPorts sorts ranges and joins those that overlap or touch.
+func canonicalPorts(ranges []PortRange) Ports {
+	slices.SortFunc(ranges, func(a, b PortRange) int { return int(a.First) - int(b.First) })
+	var out Ports
+	for _, r := range ranges {
+		if n := len(out); n > 0 && int(r.First) <= int(out[n-1].Last)+1 {
+			out[n-1].Last = max(out[n-1].Last, r.Last)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// CPUs is a set of core numbers in ascending order.
+type CPUs []int
+
+// String returns the set in the kernel's list form: "1-3,5".
+func (c CPUs) String() string {
+	var parts []string
+	for i := 0; i < len(c); {
+		j := i
+		for j+1 < len(c) && c[j+1] == c[j]+1 {
+			j++
+		}
+		if i == j {
+			parts = append(parts, strconv.Itoa(c[i]))
+		} else {
+			parts = append(parts, fmt.Sprintf("%d-%d", c[i], c[j]))
+		}
+		i = j + 1
+	}
+	return strings.Join(parts, ",")
+}
+
+// MarshalYAML writes what the parser reads.
+func (c CPUs) MarshalYAML() (any, error) { return c.String(), nil }
+
+// VIPs returns every VIP of c once, in ascending order.
+func (c *Config) VIPs() []netip.Addr {
+	var vips []netip.Addr
+	for i := range c.Services {
+		vips = append(vips, c.Services[i].VIP)
+	}
+	slices.SortFunc(vips, netip.Addr.Compare)
+	return slices.Compact(vips)
+}
+
+// Canonical returns c as YAML with every field written out and no comment. Parsing it gives c again, but for the seed,
+// which it does not hold.
+func (c *Config) Canonical() []byte {
+	out, err := yaml.Marshal(c)
+	if err != nil {
+		// Every type in Config marshals; a failure is a mistake in this package.
+		panic(fmt.Sprintf("config: marshal: %v", err))
+	}
+	return out
+}
+
+// Hash names the configuration: twelve hexadecimal digits of the SHA-256 of its canonical form. Comments, order of
+// fields and defaults written out or left away do not change it. The seed is not part of it.
+func (c *Config) Hash() string {
+	sum := sha256.Sum256(c.Canonical())
+	return hex.EncodeToString(sum[:6])
+}

@@ -1,0 +1,151 @@
+package config
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "write docs/config.md anew")
+
+// docs/config.md is made from the schema and says what the schema says.
+func TestReference(t *testing.T) {
+	path := filepath.Join("..", "..", "docs", "config.md")
+	want := reference()
+	if *update {
+		if err := os.WriteFile(path, want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("docs/config.md does not say what the schema says; go test ./internal/config -run TestReference -update writes it anew")
+	}
+}
+
+// Every field is documented, has a type that kinds describes, and a default that the parser takes.
+func TestSchema(t *testing.T) {
+	seen := make(map[string]bool)
+	for _, f := range schema {
+		if seen[f.path] {
+			t.Errorf("%s: twice in the schema", f.path)
+		}
+		seen[f.path] = true
+		if kinds[f.kind] == "" {
+			t.Errorf("%s: type %q has no description", f.path, f.kind)
+		}
+		if len(f.doc) < 10 || !strings.HasSuffix(f.doc, ".") {
+			t.Errorf("%s: no documentation", f.path)
+		}
+		if f.required && f.def != "" {
+			t.Errorf("%s: required, and has a default", f.path)
+		}
+		if parent, _ := cutLast(f.path); parent != "" && !seen[strings.TrimSuffix(parent, "[]")] {
+			t.Errorf("%s: its parent is not in the schema before it", f.path)
+		}
+	}
+	for path := range absent {
+		if seen[path] {
+			t.Errorf("%s: both in the schema and absent", path)
+		}
+	}
+	for path := range absentValues {
+		if !seen[path] {
+			t.Errorf("%s: has absent values but is not in the schema", path)
+		}
+	}
+}
+
+// The schema and the Config type have the same fields.
+func TestSchemaIsTheType(t *testing.T) {
+	inType := make(map[string]bool)
+	var walk func(typ reflect.Type, path string)
+	walk = func(typ reflect.Type, path string) {
+		for typ.Kind() == reflect.Pointer {
+			typ = typ.Elem()
+		}
+		switch {
+		case typ.Kind() == reflect.Slice && typ.Elem().Kind() == reflect.Struct && typ != reflect.TypeFor[Ports]():
+			walk(typ.Elem(), path+"[]")
+		case typ.Kind() == reflect.Struct && typ.PkgPath() == reflect.TypeFor[Config]().PkgPath():
+			for i := range typ.NumField() {
+				name, _, _ := strings.Cut(typ.Field(i).Tag.Get("yaml"), ",")
+				if name == "-" {
+					continue
+				}
+				inType[join(path, name)] = true
+				walk(typ.Field(i).Type, join(path, name))
+			}
+		}
+	}
+	walk(reflect.TypeFor[Config](), "")
+	for _, f := range schema {
+		if !inType[f.path] {
+			t.Errorf("%s is in the schema and not in Config", f.path)
+		}
+		delete(inType, f.path)
+	}
+	for path := range inType {
+		t.Errorf("%s is in Config and not in the schema", path)
+	}
+}
+
+// reference returns docs/config.md.
+func reference() []byte {
+	var b bytes.Buffer
+	b.WriteString(`# Configuration
+
+Made from the schema in internal/config by ` + "`go test ./internal/config -run TestReference -update`" + `; a test compares them.
+
+One YAML file, usually ` + "`/etc/sluice/sluice.yaml`; [deploy/sluice.yaml](../deploy/sluice.yaml)" + ` is a complete example.
+` + "`sluice check FILE`" + ` tells whether a file is good. A file is taken whole or refused whole, and then the configuration in force
+stays. Every problem is told at once, with its place:
+
+` + "```" + `
+sluice.yaml:12:10: services[0].vip: found "192.0.2.10/32", expected an IPv4 or IPv6 address (without the prefix length)
+` + "```" + `
+
+- A field that this page does not list is a mistake, and so is a field given twice.
+- Names are text: a name of digits only needs quotes. Numbers are plain decimal digits, durations have a unit.
+- Anchors and aliases work for whole values; merge keys (` + "`<<`" + `) do not.
+- Fields without default are required, or mean what their description says when they are left out.
+- Changes of ` + "`interfaces`, `workers`, `cpus`, `busy_poll`, `flows`, `group`, `state_dir`, `control`, `metrics` and `log.format`" + `
+  take effect at the next start; all else at a reload, without touching a connection.
+
+| field | default | value | what it does |
+|---|---|---|---|
+`)
+	for _, f := range schema {
+		def := ""
+		switch {
+		case f.required:
+			def = "required"
+		case f.def != "":
+			def = "`" + f.def + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.path, def, kinds[f.kind], f.doc)
+	}
+	b.WriteString(`
+## Health
+
+Which backends of a service take traffic:
+
+- Without ` + "`check`" + `, all of them.
+- With one, those that sluice-healthd last reported as up. What it reported holds until it reports something else, however
+  long that takes, over reloads and, by ` + "`health.json` in `state_dir`" + `, over restarts of the daemon.
+- A backend of which nothing is known yet takes none: one that a reload has added, or whose address has changed, waits for
+  its first good probe. When a running service gets a check, its backends count as up until a probe says otherwise.
+- If that leaves a service no backend at all, health is ignored for it and all of them take traffic, which
+  ` + "`sluice status` and the metric `sluice_service_fail_open`" + ` tell. A service that has appeared, at the first start or by a
+  reload, is given three intervals of its check before that, in which the node is not ready.
+`)
+	return b.Bytes()
+}

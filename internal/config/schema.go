@@ -1,0 +1,166 @@
+package config
+
+import "strings"
+
+// field is one line of the schema.
+type field struct {
+	path     string // from the top, [] for the elements of a list
+	kind     string // the type, in the words of kinds
+	def      string // the default, as the file would have it; empty: see required
+	required bool   // refused when it is missing; otherwise a missing field without a default has the meaning that doc gives
+	doc      string // what it does, for docs/config.md
+}
+
+// schema is every field that a file may have, in the order of the reference. The parser looks names, defaults and
+// requirements up here and has none of its own.
+var schema = []field{
+	{"node", "name", "", false, "The name of this node in status, metrics and logs. Without it the host name is taken."},
+
+	{"group", "mapping", "", false, "The nodes that share the VIPs' traffic."},
+	{"group.seed_file", "path", "", false, "An absolute path to a file of 16 to 4096 random bytes, the same on every node of the group, readable only by the daemon's user. It keys the flow hash, so all nodes choose the same backend for a flow and no outsider can foresee which. Line ends at its end do not count. Without it the node makes a seed of its own and keeps it in `state_dir`; with more than one peer it is required."},
+	{"group.peers", "count", "1", false, "How many nodes the group has, this one included (1 to 1024)."},
+
+	{"state_dir", "path", "/var/lib/sluice", false, "The directory for what has to outlive a restart: last known health, and the seed of a node without `seed_file`."},
+
+	{"control", "mapping", "", false, "The local API, which `sluice status`, `sluice reload` and healthd use."},
+	{"control.socket", "path", "/run/sluice/control.sock", false, "An absolute path of at most 107 bytes for the unix socket, made with mode 0660."},
+	{"control.group", "group", "", false, "The name or number of the group that owns the socket, and so may use the API. Without it the group of the daemon."},
+
+	{"interfaces", "list", "", true, "The network interfaces on which VIP traffic arrives. At least one; each name once."},
+	{"interfaces[].name", "interface", "", true, "The name as `ip link` shows it."},
+	{"interfaces[].mode", "mode", "auto", false, "`zerocopy` refuses to start where the driver cannot, `copy` never tries, `auto` tries zero-copy first. `sluice status` shows what was obtained."},
+	{"interfaces[].queues", "queues", "all", false, "How many receive queues to take, from queue 0: a number, or `all`. Packets to a VIP on a queue that is not taken are dropped under the reason `no_socket`."},
+
+	{"workers", "workers", "0", false, "How many workers forward packets, each on a core of its own. 0 takes as many as the allowed cores and the smallest queue count permit."},
+	{"cpus", "cpus", "", false, "The cores that workers are pinned to, as in `1-3,5`. Without it, any core that the process may use."},
+	{"busy_poll", "bool", "false", false, "Let the workers poll the driver instead of waiting for interrupts: lower latency for a core that is always busy."},
+	{"flows", "amount", "4M", false, "How many flows the flow table is meant for, at 16 bytes each (1k to 1000M; k and M mean thousand and million). A change takes effect at the next start."},
+
+	{"services", "list", "", true, "What is balanced. At least one; each name once. Services of one VIP and protocol must not share a port."},
+	{"services[].name", "name", "", true, "The name of the service in status, metrics and logs."},
+	{"services[].vip", "vip", "", true, "The virtual IPv4 or IPv6 address that clients connect to. Every packet to it is taken from the node's own stack."},
+	{"services[].protocol", "protocol", "", true, "The transport protocol."},
+	{"services[].ports", "ports", "", true, "A port, a range such as `8000-8999`, a list of both, or `any`. Backends receive on the same port."},
+	{"services[].forward", "forward", "", true, "`l2` rewrites the destination MAC: backends are on the node's own link and of the VIP's family. `ipip` puts an IP header in front: backends may be anywhere and of either family. In both, the VIP is on the backend's loopback and replies go straight to the client."},
+	{"services[].scheduler", "scheduler", "maglev", false, "How a new flow gets its backend. `maglev` chooses by the flow's hash, alike on every node of the group."},
+	{"services[].check", "mapping", "", false, "How healthd probes the backends, at their own addresses. Without it, all of them count as up."},
+	{"services[].check.type", "check", "", true, "`tcp`: a connection is accepted. `http`: GET answers with a status from 200 to 399; redirects are not followed."},
+	{"services[].check.port", "port", "", false, "The TCP port to probe. Required unless the service is TCP with a single port, which is then taken."},
+	{"services[].check.path", "urlpath", "/", false, "What to GET. For `http` only."},
+	{"services[].check.interval", "duration", "2s", false, "The time from one probe to the next (100ms to 1h)."},
+	{"services[].check.timeout", "duration", "1s", false, "How long a probe may take (10ms and more). Shorter than `interval`."},
+	{"services[].check.rise", "count", "2", false, "How many good probes in a row bring a backend up that was down (1 to 100)."},
+	{"services[].check.fall", "count", "3", false, "How many bad probes in a row take a backend down that was up (1 to 100)."},
+	{"services[].backends", "list", "", true, "The servers, 1 to 65535. Each name and each address once; their order does not matter."},
+	{"services[].backends[].name", "name", "", true, "The name of the backend. It decides which flows the backend gets: keep it when the address changes, and its flows stay in place."},
+	{"services[].backends[].address", "backend", "", true, "The backend's own address, to which packets are sent. Never a VIP."},
+
+	{"metrics", "mapping", "", false, "Prometheus metrics and readiness."},
+	{"metrics.listen", "addrport", "127.0.0.1:9545", false, "The address and port that serve `/metrics` and `/readyz`."},
+
+	{"drain_time", "duration", "30s", false, "How long the daemon goes on forwarding after SIGTERM, being no longer ready, so that routers can turn away (0s to 1h)."},
+
+	{"log", "mapping", "", false, "The daemon's log, on its standard error."},
+	{"log.level", "level", "info", false, "The least severe message that is written."},
+	{"log.format", "format", "text", false, "`text` for people and journals, `json` for machines."},
+}
+
+// kinds tells what a value of each type looks like, in error messages and in the reference.
+var kinds = map[string]string{
+	"mapping":   "a mapping",
+	"list":      "a list",
+	"name":      "a name of 1 to 63 letters, digits, dots, dashes and underscores",
+	"path":      "an absolute path",
+	"group":     "the name or number of a group",
+	"interface": "an interface name of 1 to 15 characters",
+	"mode":      "auto, zerocopy or copy",
+	"queues":    "all, or a number from 1 to 4096",
+	"workers":   "a number from 0 to 1024",
+	"cpus":      "cores such as 1-3,5",
+	"bool":      "true or false",
+	"amount":    "a number such as 500k or 4M",
+	"count":     "a number",
+	"vip":       "an IPv4 or IPv6 address",
+	"backend":   "an IPv4 or IPv6 address",
+	"protocol":  "tcp or udp",
+	"ports":     "a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
+	"port":      "a port from 1 to 65535",
+	"forward":   "l2 or ipip",
+	"scheduler": "maglev",
+	"check":     "tcp or http",
+	"urlpath":   "a path that begins with a slash",
+	"duration":  "a duration such as 500ms, 2s or 1m",
+	"addrport":  "an IP address and port such as 127.0.0.1:9545",
+	"level":     "debug, info, warn or error",
+	"format":    "text or json",
+}
+
+// absent holds fields that other versions have, and what to say to somebody who writes them.
+var absent = map[string]string{
+	"limits":                       "this version has no limits",
+	"syn_defence":                  "this version has no SYN defence",
+	"services[].limits":            "this version has no limits",
+	"services[].on_down":           "this version has no choice of what becomes of a dead backend's flows",
+	"services[].flow_table":        "this version keeps a flow table for every service",
+	"services[].backends[].weight": "this version gives all backends of a service the same share",
+	"services[].backends[].port":   "a backend receives on the port that the client used; another needs forward: nat, which this version does not have",
+}
+
+// absentValues holds values that other versions have.
+var absentValues = map[string][]string{
+	"services[].forward":    {"gue", "nat"},
+	"services[].scheduler":  {"wrr", "least-conn", "p2c", "source"},
+	"services[].check.type": {"https", "http2", "grpc", "udp", "dns", "ping", "exec"},
+}
+
+// limits that a whole file has to keep.
+const (
+	maxFileSize    = 16 << 20 // bytes
+	maxServices    = 1 << 14  // as many as an engine takes
+	maxBackends    = 65535    // of one service: lookup tables hold 16-bit indices
+	maxSlots       = 1 << 18  // backends of all services together: slots have 18 bits in the flow table
+	evenBackends   = 655      // above it a table of 65,537 entries gives backends shares more than a hundredth apart
+	maxProblems    = 100      // how many problems of one file are told
+	maxSocketPath  = 107      // bytes: sun_path less its final zero
+	minSeed        = 16       // bytes
+	maxSeed        = 4096     // bytes
+	maxPeers       = 1024
+	maxQueues      = 4096
+	maxWorkers     = 1024
+	maxCPU         = 8191
+	minFlows       = 1000
+	maxFlows       = 1000_000_000
+	maxRiseAndFall = 100
+)
+
+// fields maps each path of the schema to its line.
+var fields = func() map[string]*field {
+	m := make(map[string]*field, len(schema))
+	for i := range schema {
+		m[schema[i].path] = &schema[i]
+	}
+	return m
+}()
+
+// children maps each path of the schema that has fields below it to their lines; "" is the top.
+var children = func() map[string][]*field {
+	m := make(map[string][]*field)
+	for i := range schema {
+		parent, _ := cutLast(schema[i].path)
+		m[parent] = append(m[parent], &schema[i])
+	}
+	return m
+}()
+
+// name is the last part of f's path.
+func (f *field) name() string {
+	_, name := cutLast(f.path)
+	return name
+}
+
+func cutLast(path string) (parent, name string) {
+	if i := strings.LastIndexByte(path, '.'); i >= 0 {
+		return path[:i], path[i+1:]
+	}
+	return "", path
+}

@@ -1,0 +1,224 @@
+package control
+
+import (
+	"time"
+
+	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/internal/config"
+)
+
+// Status is the answer to GET /v1/status: all that a node tells about itself.
+type Status struct {
+	Node     string       `json:"node"`
+	Version  string       `json:"version"`
+	PID      int          `json:"pid"`
+	Started  time.Time    `json:"started"`
+	Ready    bool         `json:"ready"`
+	NotReady string       `json:"not_ready,omitempty"` // why, in words; empty when ready
+	Config   ConfigStatus `json:"config"`
+	Traffic  Traffic      `json:"traffic"`
+	Health   HealthStatus `json:"health"`
+}
+
+// ConfigStatus is the configuration in force.
+type ConfigStatus struct {
+	File       string    `json:"file"`
+	Hash       string    `json:"hash"`       // config.Config.Hash: names the content
+	Generation uint64    `json:"generation"` // 1 at start, one more at each reload that was taken
+	Loaded     time.Time `json:"loaded"`
+	Warnings   []Problem `json:"warnings,omitempty"`
+	// The last reload, when it was refused: the configuration in force is an older one than the file.
+	Refused []Problem `json:"refused,omitempty"`
+}
+
+// Problem is one thing that is wrong or doubtful in a configuration file.
+type Problem = config.Problem
+
+// Traffic is forwarder.Stats with what was dropped under the names of its reasons.
+type Traffic struct {
+	Steer      forwarder.SteerStats       `json:"steer"`
+	Workers    []Worker                   `json:"workers"`
+	Interfaces []forwarder.InterfaceStats `json:"interfaces"`
+	Services   []Service                  `json:"services"`
+	Table      forwarder.TableStats       `json:"table"`
+}
+
+// Worker is one worker's books: received = forwarded + the sum of dropped, at rest.
+type Worker struct {
+	forwarder.WorkerStats
+	Dropped Dropped `json:"dropped"`
+}
+
+// Service is one service's traffic and backends.
+type Service struct {
+	forwarder.ServiceStats
+	Dropped  Dropped   `json:"dropped"`
+	Backends []Backend `json:"backends"`
+	Checked  bool      `json:"checked"` // it has a check, so health decides which backends take traffic
+	// Health is ignored for it at the moment, since it would leave no backend.
+	FailOpen bool `json:"fail_open"`
+}
+
+// Backend is one backend's traffic and health.
+type Backend struct {
+	forwarder.BackendStats
+	Health Health `json:"health"`
+}
+
+// Health is what is known about a backend.
+type Health struct {
+	State    State     `json:"state"`
+	Since    time.Time `json:"since,omitzero"`     // when the state began
+	Evidence string    `json:"evidence,omitempty"` // what the deciding probe saw, in words
+}
+
+// Dropped is packets by the name of the reason for which they were not forwarded. Reasons that never occurred are
+// left out.
+type Dropped map[string]uint64
+
+// Total returns the sum over all reasons.
+func (d Dropped) Total() uint64 {
+	var n uint64
+	for _, v := range d {
+		n += v
+	}
+	return n
+}
+
+// HealthStatus tells where the node's knowledge of health comes from.
+type HealthStatus struct {
+	Source   string    `json:"source"`            // who reported last; empty when nobody has since the start
+	Reported time.Time `json:"reported,omitzero"` // when; left out when nobody has since the start
+	AgeMS    int64     `json:"age_ms"`            // milliseconds since then, or since the start
+	Stale    bool      `json:"stale"`             // there is something to check and nobody reports: the last known health is in use
+	Restored int       `json:"restored"`          // backends of which only what was on disk at the start is known
+	Unsaved  string    `json:"unsaved,omitempty"` // why health could not be written to disk, or empty
+}
+
+// State is what health says about a backend.
+type State string
+
+// The states of health. Reports carry StateUp and StateDown only.
+const (
+	StateUnknown State = "unknown" // nothing is known yet
+	StateUp      State = "up"
+	StateDown    State = "down"
+	StateNone    State = "none" // the service has no check
+)
+
+// BackendHealth is one backend of one service in a HealthReport.
+type BackendHealth struct {
+	Service string `json:"service"`
+	Backend string `json:"backend"`
+	Health
+}
+
+// Targets is the answer to GET /v1/health/targets: what a health daemon is to probe.
+type Targets struct {
+	Boot       string   `json:"boot"`       // random at each start of the daemon
+	Generation uint64   `json:"generation"` // grows when the list changes
+	Targets    []Target `json:"targets"`    // only backends of services with a check
+}
+
+// Target is one backend to probe on behalf of one service.
+type Target struct {
+	Service  string `json:"service"`
+	Backend  string `json:"backend"`
+	Address  string `json:"address"` // the backend's own address
+	VIP      string `json:"vip"`
+	Protocol string `json:"protocol"` // of the service
+	Check    Check  `json:"check"`
+}
+
+// Check is how to probe; see config.Check.
+type Check struct {
+	Type     string   `json:"type"` // tcp | http
+	Port     uint16   `json:"port"`
+	Path     string   `json:"path,omitempty"` // http only
+	Interval Duration `json:"interval"`
+	Timeout  Duration `json:"timeout"`
+	Rise     int      `json:"rise"`
+	Fall     int      `json:"fall"`
+}
+
+// Duration is a time.Duration that is written as "2s" in JSON.
+type Duration time.Duration
+
+// MarshalText writes d as time.Duration.String does.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	*d = Duration(v)
+	return err
+}
+
+// HealthReport is the body of PUT /v1/health: everything that a health daemon knows, each time. Sending it twice has
+// the effect of sending it once. Backends that the current configuration does not have are ignored, and those that it
+// leaves out keep what was known about them.
+type HealthReport struct {
+	Boot       string `json:"boot"`       // of the Targets that it answers; 409 when the daemon has another
+	Generation uint64 `json:"generation"` // likewise; an older one is fine
+	// Source names the sender, and is another one each time the sender starts: "lb1/4f2a". Reports of one source with
+	// a sequence that is not above the last are late ones, and ignored.
+	Source   string          `json:"source"`
+	Sequence uint64          `json:"sequence"`
+	Backends []BackendHealth `json:"backends"`
+}
+
+// HealthAnswer is the answer to a HealthReport that was taken.
+type HealthAnswer struct {
+	Boot       string `json:"boot"`
+	Generation uint64 `json:"generation"` // above the report's: the targets have changed, ask again
+}
+
+// ReloadResult is the answer to POST /v1/reload that was taken.
+type ReloadResult struct {
+	Generation uint64    `json:"generation"`
+	Hash       string    `json:"hash"`
+	Changed    bool      `json:"changed"` // the new configuration differs from the one before
+	Warnings   []Problem `json:"warnings,omitempty"`
+	// Notes say what of the change does not take effect before the next start.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// VersionInfo is the answer to GET /v1/version.
+type VersionInfo struct {
+	Version string `json:"version"`
+	API     string `json:"api"` // "v1"
+	Go      string `json:"go"`
+}
+
+// ErrorBody is the body of every answer that is not a success.
+type ErrorBody struct {
+	Error   string    `json:"error"`
+	Details []Problem `json:"details,omitempty"` // a configuration that was refused: what is wrong with it
+}
+
+// NewTraffic gives s its form on the wire. The result shares no memory with s but the queues of its interfaces.
+func NewTraffic(s forwarder.Stats) Traffic {
+	t := Traffic{Steer: s.Steer, Interfaces: s.Interfaces, Table: s.Table}
+	for _, w := range s.Workers {
+		t.Workers = append(t.Workers, Worker{WorkerStats: w, Dropped: newDropped(&w.Dropped)})
+	}
+	for _, svc := range s.Services {
+		out := Service{ServiceStats: svc, Dropped: newDropped(&svc.Dropped)}
+		for _, b := range svc.Backends {
+			out.Backends = append(out.Backends, Backend{BackendStats: b, Health: Health{State: StateNone}})
+		}
+		t.Services = append(t.Services, out)
+	}
+	return t
+}
+
+func newDropped(counts *[packet.NumReasons]uint64) Dropped {
+	d := Dropped{}
+	for _, r := range packet.Reasons() {
+		if counts[r] != 0 {
+			d[r.String()] = counts[r]
+		}
+	}
+	return d
+}

@@ -1,0 +1,288 @@
+package control
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/config"
+)
+
+func TestAdmit(t *testing.T) {
+	const u, d, q, n = StateUp, StateDown, StateUnknown, StateNone
+	for _, row := range []struct {
+		name     string
+		health   []State
+		waited   bool
+		want     string // + up, - down
+		failOpen bool
+	}{
+		{"all up", []State{u, u, u}, true, "+++", false},
+		{"one down", []State{u, d, u}, true, "+-+", false},
+		{"one unknown beside one that is up", []State{u, q}, true, "+-", false},
+		{"one up of many", []State{d, d, u, q}, true, "--+-", false},
+		{"all down", []State{d, d, d}, true, "+++", true},
+		{"all unknown", []State{q, q}, true, "++", true},
+		{"down and unknown", []State{d, q}, true, "++", true},
+		{"a single one down", []State{d}, true, "+", true},
+		{"all unknown, not long ago", []State{q, q}, false, "--", false},
+		{"all down, not long ago", []State{d, d}, false, "--", false},
+		{"one up, not long ago", []State{q, u}, false, "-+", false},
+		{"no check", []State{n, n}, false, "++", false},
+		{"no backend", nil, true, "", false},
+	} {
+		admissions, failOpen := Admit(row.health, row.waited)
+		got := ""
+		for _, a := range admissions {
+			got += map[Admission]string{AdmitUp: "+", AdmitDown: "-"}[a]
+		}
+		if got != row.want || failOpen != row.failOpen {
+			t.Errorf("%s: got %s %v, want %s %v", row.name, got, failOpen, row.want, row.failOpen)
+		}
+	}
+}
+
+// Whatever health says, a service that is older than its first three intervals has a backend, and one that is up takes
+// traffic.
+func TestAdmitNeverEmptiesAService(t *testing.T) {
+	states := []State{StateUp, StateDown, StateUnknown}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 100_000 {
+		health := make([]State, 1+r.IntN(8))
+		for i := range health {
+			health[i] = states[r.IntN(len(states))]
+		}
+		admissions, failOpen := Admit(health, true)
+		if !slices.Contains(admissions, AdmitUp) {
+			t.Fatalf("%v leaves none", health)
+		}
+		if failOpen == slices.Contains(health, StateUp) {
+			t.Fatalf("%v fails open: %v", health, failOpen)
+		}
+		for i, h := range health {
+			if h == StateUp && admissions[i] != AdmitUp {
+				t.Fatalf("%v: backend %d is up and takes nothing", health, i)
+			}
+		}
+	}
+}
+
+// service returns a service with backends at 10.0.0.1, 10.0.0.2 …
+func service(name string, check bool, backends ...string) config.Service {
+	s := config.Service{Name: name, VIP: netip.MustParseAddr("192.0.2.10"), Protocol: config.TCP, Ports: config.Ports{{First: 80, Last: 80}}}
+	if check {
+		s.Check = &config.Check{Type: config.CheckTCP, Port: 80, Interval: 2 * time.Second, Timeout: time.Second, Rise: 2, Fall: 3}
+	}
+	for i, b := range backends {
+		s.Backends = append(s.Backends, config.Backend{Name: b, Address: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})})
+	}
+	return s
+}
+
+// says returns what a report says about a backend of the service web.
+func says(backend string, s State) BackendHealth {
+	return BackendHealth{Service: "web", Backend: backend, Health: Health{State: s}}
+}
+
+// takes returns the backends of the service web that take traffic, in a string.
+func (l *ledger) takes(now time.Time) (names string) {
+	for _, b := range l.services[0].backends {
+		if l.admissions(now)[BackendKey{"web", b.name}] == AdmitUp {
+			names += b.name
+		}
+	}
+	return names
+}
+
+func TestLedger(t *testing.T) {
+	start := time.Unix(1_000_000, 0)
+	after := func(d time.Duration) time.Time { return start.Add(d) }
+	onDisk := func(backend string, last byte, s State) saved {
+		return saved{Service: "web", Backend: backend, Address: netip.AddrFrom4([4]byte{10, 0, 0, last}), Health: Health{State: s}}
+	}
+	one := func(s config.Service) []config.Service { return []config.Service{s} }
+	web := one(service("web", true, "a", "b", "c"))
+	var none *ledger
+
+	t.Run("a start without knowledge waits three intervals and opens", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		if got := l.takes(after(5999 * time.Millisecond)); got != "" || len(l.waiting(start)) != 1 {
+			t.Errorf("before: %q, waiting %v", got, l.waiting(start))
+		}
+		if got := l.takes(after(6 * time.Second)); got != "abc" || len(l.waiting(after(6*time.Second))) != 0 {
+			t.Errorf("after: %q", got)
+		}
+	})
+	t.Run("a start with a report does not wait", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("b", StateUp)}, start)
+		if got := l.takes(start); got != "b" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("a start with last known health goes on at once", func(t *testing.T) {
+		l := none.next(web, []saved{onDisk("a", 1, StateUp), onDisk("b", 2, StateDown), onDisk("c", 3, StateUp), onDisk("gone", 4, StateUp)}, start)
+		if got := l.takes(start); got != "ac" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("last known health of another address is not used", func(t *testing.T) {
+		l := none.next(web, []saved{onDisk("a", 99, StateUp), onDisk("b", 2, StateUp)}, start)
+		if got := l.takes(start); got != "b" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("the last health stays however old", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("a", StateUp), says("b", StateDown), says("c", StateUp)}, start)
+		if got := l.takes(after(1000 * time.Hour)); got != "ac" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("backends that a report leaves out keep their health", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("a", StateUp), says("b", StateUp)}, start)
+		l.report([]BackendHealth{says("b", StateDown)}, start)
+		if got := l.takes(start); got != "a" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("all down in a running service opens at once", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("a", StateUp), says("b", StateUp), says("c", StateUp)}, start)
+		l.report([]BackendHealth{says("a", StateDown), says("b", StateDown), says("c", StateDown)}, after(time.Hour))
+		if got := l.takes(after(time.Hour)); got != "abc" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("a backend added to a running service waits for its first report", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("a", StateUp), says("b", StateUp), says("c", StateDown)}, start)
+		l = l.next(one(service("web", true, "a", "b", "c", "d")), nil, after(time.Hour))
+		if got := l.takes(after(2 * time.Hour)); got != "ab" {
+			t.Errorf("before: %q", got)
+		}
+		l.report([]BackendHealth{says("d", StateUp)}, after(2*time.Hour))
+		if got := l.takes(after(2 * time.Hour)); got != "abd" {
+			t.Errorf("after: %q", got)
+		}
+	})
+	t.Run("a backend with a new address is a new one", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("a", StateUp), says("b", StateUp), says("c", StateUp)}, start)
+		moved := service("web", true, "a", "b", "c")
+		moved.Backends[1].Address = netip.MustParseAddr("10.9.9.9")
+		l = l.next(one(moved), nil, after(time.Hour))
+		if got := l.takes(after(time.Hour)); got != "ac" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("a service added to a running daemon waits and opens", func(t *testing.T) {
+		l := none.next(nil, nil, start).next(web, nil, after(time.Hour))
+		if got := l.takes(after(time.Hour + 5*time.Second)); got != "" {
+			t.Errorf("before: %q", got)
+		}
+		if got := l.takes(after(time.Hour + 6*time.Second)); got != "abc" {
+			t.Errorf("after: %q", got)
+		}
+	})
+	t.Run("a running service that gets a check keeps its backends", func(t *testing.T) {
+		l := none.next(one(service("web", false, "a", "b")), nil, start)
+		l = l.next(web, nil, after(time.Hour))
+		if got := l.takes(after(time.Hour)); got != "ab" {
+			t.Errorf("got %q", got)
+		}
+		l.report([]BackendHealth{says("a", StateDown)}, after(time.Hour))
+		if got := l.takes(after(time.Hour)); got != "b" {
+			t.Errorf("after a report: %q", got)
+		}
+	})
+	t.Run("a service that loses its check takes all", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("a", StateUp), says("b", StateDown)}, start)
+		l = l.next(one(service("web", false, "a", "b", "c")), nil, start)
+		l.report([]BackendHealth{says("a", StateDown)}, start)
+		if got := l.takes(start); got != "abc" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("another interval does not make a service wait again", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		slow := service("web", true, "a", "b", "c")
+		slow.Check.Interval = time.Hour
+		l = l.next(one(slow), nil, after(7*time.Second))
+		if got := l.takes(after(7 * time.Second)); got != "abc" {
+			t.Errorf("got %q", got)
+		}
+	})
+	t.Run("a report about what is not there is ignored", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		changes := l.report([]BackendHealth{says("zz", StateUp), {Service: "no", Backend: "a", Health: Health{State: StateUp}}}, start)
+		if len(changes) != 0 || len(l.save()) != 0 {
+			t.Errorf("got %v %v", changes, l.save())
+		}
+	})
+	t.Run("a reload leaves the ledger before it alone", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("a", StateUp)}, start)
+		n := l.next(web, nil, start)
+		n.report([]BackendHealth{says("a", StateDown)}, start)
+		if got := l.at(BackendKey{"web", "a"}).health.State; got != StateUp {
+			t.Errorf("got %s", got)
+		}
+	})
+	t.Run("since is kept while the state is", func(t *testing.T) {
+		l := none.next(web, nil, start)
+		l.report([]BackendHealth{says("a", StateUp)}, start)
+		changes := l.report([]BackendHealth{says("a", StateUp)}, after(time.Minute))
+		if h := l.at(BackendKey{"web", "a"}).health; !h.Since.Equal(start) || len(changes) != 0 {
+			t.Errorf("got %v, %v", h.Since, changes)
+		}
+		changes = l.report([]BackendHealth{says("a", StateDown)}, after(time.Hour))
+		if h := l.at(BackendKey{"web", "a"}).health; !h.Since.Equal(after(time.Hour)) || len(changes) != 1 || changes[0].from != StateUp {
+			t.Errorf("got %v, %v", h.Since, changes)
+		}
+	})
+}
+
+// Reports that say everything make two ledgers equal, whatever they went through before.
+func TestReportsSayEverything(t *testing.T) {
+	r := rand.New(rand.NewPCG(3, 4))
+	now := time.Unix(1_000_000, 0)
+	web := []config.Service{service("web", true, "a", "b", "c", "d")}
+	random := func() (list []BackendHealth) {
+		for _, b := range web[0].Backends {
+			h := Health{State: []State{StateUp, StateDown}[r.IntN(2)], Since: now, Evidence: fmt.Sprint(r.IntN(3))}
+			list = append(list, BackendHealth{"web", b.Name, h})
+		}
+		return list
+	}
+	for range 1000 {
+		var none *ledger
+		one, other := none.next(web, nil, now), none.next(web, nil, now)
+		for range r.IntN(5) {
+			one.report(random(), now)
+			one = one.next(web, nil, now)
+		}
+		last := random()
+		one.report(last, now)
+		other.report(last, now)
+		other.report(last, now) // twice is once
+		if !reflect.DeepEqual(one.save(), other.save()) {
+			t.Fatalf("%v and %v", one.save(), other.save())
+		}
+	}
+}
+
+func TestTargets(t *testing.T) {
+	list := targets([]config.Service{service("plain", false, "x"), service("web", true, "a", "b")})
+	want := Target{Service: "web", Backend: "b", Address: "10.0.0.2", VIP: "192.0.2.10", Protocol: "tcp",
+		Check: Check{Type: "tcp", Port: 80, Interval: Duration(2 * time.Second), Timeout: Duration(time.Second), Rise: 2, Fall: 3}}
+	if len(list) != 2 || list[1] != want {
+		t.Errorf("got %+v", list)
+	}
+}

@@ -1,0 +1,269 @@
+package metrics
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/internal/control"
+)
+
+// metric is one line of the table.
+type metric struct {
+	name   string
+	kind   prometheus.ValueType
+	labels []string
+	help   string // what it is
+	use    string // what it means to an operator
+	read   reader
+	desc   *prometheus.Desc
+}
+
+// emit writes one sample, with the values of the labels in their order.
+type emit func(v float64, labels ...string)
+
+// reader finds the samples of a metric in a Status.
+type reader func(s *control.Status, e emit)
+
+const (
+	gauge   = prometheus.GaugeValue
+	counter = prometheus.CounterValue
+)
+
+// The functions here make a reader for the whole node, or for each of its parts.
+
+func node(f func(s *control.Status) float64) reader {
+	return func(s *control.Status, e emit) { e(f(s)) }
+}
+
+func worker(f func(w *control.Worker) uint64) reader {
+	return func(s *control.Status, e emit) {
+		for i := range s.Traffic.Workers {
+			w := &s.Traffic.Workers[i]
+			e(float64(f(w)), strconv.Itoa(w.ID))
+		}
+	}
+}
+
+func iface(f func(i *forwarder.InterfaceStats) bool) reader {
+	return func(s *control.Status, e emit) {
+		for i := range s.Traffic.Interfaces {
+			e(truth(f(&s.Traffic.Interfaces[i])), s.Traffic.Interfaces[i].Name)
+		}
+	}
+}
+
+// socket adds what the closed sockets of an interface counted under the queue "closed", so that no sum shrinks.
+func socket(f func(c *forwarder.SocketStats) uint64) reader {
+	return func(s *control.Status, e emit) {
+		for i := range s.Traffic.Interfaces {
+			n := &s.Traffic.Interfaces[i]
+			for j := range n.Queues {
+				e(float64(f(&n.Queues[j].SocketStats)), n.Name, strconv.Itoa(n.Queues[j].Queue))
+			}
+			if n.Closed != (forwarder.SocketStats{}) {
+				e(float64(f(&n.Closed)), n.Name, "closed")
+			}
+		}
+	}
+}
+
+func service(f func(s *control.Service) float64) reader {
+	return func(s *control.Status, e emit) {
+		for i := range s.Traffic.Services {
+			e(f(&s.Traffic.Services[i]), s.Traffic.Services[i].Name)
+		}
+	}
+}
+
+func backend(f func(b *control.Backend) uint64) reader {
+	return func(s *control.Status, e emit) {
+		for i := range s.Traffic.Services {
+			svc := &s.Traffic.Services[i]
+			for _, b := range oneOfEachName(svc.Backends) {
+				e(float64(f(b)), svc.Name, b.Name)
+			}
+		}
+	}
+}
+
+// oneOfEachName returns the backends that metrics are about. A backend that is leaving is one of them, but for the time
+// in which another has its name, as after a change of address: one name has one value.
+func oneOfEachName(backends []control.Backend) (out []*control.Backend) {
+	index := make(map[string]int, len(backends))
+	for i := range backends {
+		b := &backends[i]
+		j, again := index[b.Name]
+		switch {
+		case !again:
+			index[b.Name] = len(out)
+			out = append(out, b)
+		case !b.Leaving:
+			out[j] = b
+		}
+	}
+	return out
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}
+
+// table is every metric, from the node's state to its backends.
+var table = []*metric{
+	{name: "sluice_info", kind: gauge, labels: []string{"node", "version"}, help: "Always 1; tells the node's name and version.", use: "Join it to see which version a node runs.",
+		read: func(s *control.Status, e emit) { e(1, s.Node, s.Version) }},
+	{name: "sluice_start_time_seconds", kind: gauge, help: "When the daemon started, in seconds since 1970.", use: "A change is a restart, after which counters begin at zero.",
+		read: node(func(s *control.Status) float64 { return seconds(s.Started) })},
+	{name: "sluice_ready", kind: gauge, help: "1 if the node is ready for traffic, else 0.", use: "0 outside of starts and stops needs a look at `sluice status`, which says why.",
+		read: node(func(s *control.Status) float64 { return truth(s.Ready) })},
+
+	{name: "sluice_config_info", kind: gauge, labels: []string{"hash"}, help: "Always 1; tells the hash of the configuration in force.", use: "Shows which nodes still run an old file.",
+		read: func(s *control.Status, e emit) { e(1, s.Config.Hash) }},
+	{name: "sluice_config_generation", kind: gauge, help: "1 at start, one more at each reload that was taken.", use: "Shows when reloads happened.",
+		read: node(func(s *control.Status) float64 { return float64(s.Config.Generation) })},
+	{name: "sluice_config_loaded_time_seconds", kind: gauge, help: "When the configuration in force was loaded, in seconds since 1970.", use: "Compare it with the time of your roll-out.",
+		read: node(func(s *control.Status) float64 { return seconds(s.Config.Loaded) })},
+	{name: "sluice_config_refused", kind: gauge, help: "1 if the last reload was refused, else 0.", use: "Alert on 1: the node runs an older configuration than its file.",
+		read: node(func(s *control.Status) float64 { return truth(len(s.Config.Refused) > 0) })},
+
+	{name: "sluice_xdp_packets_total", kind: counter, help: "Packets to VIPs that the XDP programs saw.", use: "The traffic of the node before any decision.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Steer.ToVIPs) })},
+	{name: "sluice_xdp_redirected_packets_total", kind: counter, help: "Packets to VIPs that were given to a worker's socket.", use: "What it exceeds the workers' received packets by was lost in full rings.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Steer.Redirected) })},
+	{name: "sluice_xdp_dropped_packets_total", kind: counter, labels: []string{"reason"}, help: "Packets to VIPs that the XDP programs dropped.", use: "no_socket that grows means that a receive queue is not served: look at `queues` in the configuration and at `sluice status`.",
+		read: func(s *control.Status, e emit) { e(float64(s.Traffic.Steer.NoSocket), "no_socket") }},
+
+	{name: "sluice_interface_up", kind: gauge, labels: []string{"interface"}, help: "1 if the interface is there and up, else 0.", use: "Alert on 0: its traffic does not arrive.",
+		read: iface(func(i *forwarder.InterfaceStats) bool { return i.Up })},
+	{name: "sluice_interface_native", kind: gauge, labels: []string{"interface"}, help: "1 if the XDP program runs in the driver, 0 if it runs in the slower generic way or not at all.", use: "0 where the driver can do better is a performance problem.",
+		read: iface(func(i *forwarder.InterfaceStats) bool { return i.Attach == "native" })},
+	{name: "sluice_interface_problem", kind: gauge, labels: []string{"interface"}, help: "1 if something is wrong with the interface, else 0.", use: "Alert on 1; `sluice status` says what it is.",
+		read: iface(func(i *forwarder.InterfaceStats) bool { return i.Problem != "" })},
+
+	{name: "sluice_queue_zero_copy", kind: gauge, labels: []string{"interface", "queue"}, help: "1 if the queue's socket works without copies, else 0.", use: "0 where the driver can do better is a performance problem.",
+		read: func(s *control.Status, e emit) {
+			for _, n := range s.Traffic.Interfaces {
+				for _, q := range n.Queues {
+					e(truth(q.Mode == "zerocopy"), n.Name, strconv.Itoa(q.Queue))
+				}
+			}
+		}},
+	{name: "sluice_queue_received_packets_total", kind: counter, labels: []string{"interface", "queue"}, help: "Frames received from the queue.", use: "Queues that differ much mean that the NIC spreads flows badly.",
+		read: socket(func(c *forwarder.SocketStats) uint64 { return c.Received })},
+	{name: "sluice_queue_sent_packets_total", kind: counter, labels: []string{"interface", "queue"}, help: "Frames put into the queue's transmit ring.", use: "The node's output.",
+		read: socket(func(c *forwarder.SocketStats) uint64 { return c.Sent })},
+	{name: "sluice_queue_rx_dropped_packets_total", kind: counter, labels: []string{"interface", "queue"}, help: "Frames that the kernel dropped for other reasons than a full ring, such as their size.", use: "Growth usually means frames larger than 3.5 kB: look at the MTU.",
+		read: socket(func(c *forwarder.SocketStats) uint64 { return c.RXDropped })},
+	{name: "sluice_queue_rx_invalid_descriptors_total", kind: counter, labels: []string{"interface", "queue"}, help: "Descriptors in the fill ring that the kernel refused.", use: "Always 0; anything else is a fault of Sluice.",
+		read: socket(func(c *forwarder.SocketStats) uint64 { return c.RXInvalid })},
+	{name: "sluice_queue_rx_ring_full_packets_total", kind: counter, labels: []string{"interface", "queue"}, help: "Frames dropped because the receive ring was full.", use: "Growth means that the queue's worker does not keep up: overload, or a core that it shares.",
+		read: socket(func(c *forwarder.SocketStats) uint64 { return c.RXRingFull })},
+	{name: "sluice_queue_fill_ring_empty_total", kind: counter, labels: []string{"interface", "queue"}, help: "Times the kernel found no free frame in the fill ring.", use: "Growth with drops means that the worker does not keep up.",
+		read: socket(func(c *forwarder.SocketStats) uint64 { return c.FillEmpty })},
+	{name: "sluice_queue_tx_invalid_descriptors_total", kind: counter, labels: []string{"interface", "queue"}, help: "Descriptors in the transmit ring that the kernel refused.", use: "Always 0; anything else is a fault of Sluice.",
+		read: socket(func(c *forwarder.SocketStats) uint64 { return c.TXInvalid })},
+	{name: "sluice_queue_tx_ring_empty_total", kind: counter, labels: []string{"interface", "queue"}, help: "Times the kernel found nothing to send.", use: "Of no concern; it tells how often the queue was drained.",
+		read: socket(func(c *forwarder.SocketStats) uint64 { return c.TXRingEmpty })},
+
+	{name: "sluice_worker_received_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker took from its queues.", use: "At rest it equals forwarded plus all dropped.",
+		read: worker(func(w *control.Worker) uint64 { return w.Received })},
+	{name: "sluice_worker_forwarded_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker forwarded.", use: "Its rate against received is the share that gets through.",
+		read: worker(func(w *control.Worker) uint64 { return w.Forwarded })},
+	{name: "sluice_worker_dropped_packets_total", kind: counter, labels: []string{"worker", "reason"}, help: "Frames that the worker did not forward, by reason; reasons that never occurred are left out.", use: "The first thing to look at when packets are lost; the reasons are below.",
+		read: func(s *control.Status, e emit) {
+			for _, w := range s.Traffic.Workers {
+				for reason, n := range w.Dropped {
+					e(float64(n), strconv.Itoa(w.ID), reason)
+				}
+			}
+		}},
+	{name: "sluice_worker_new_flows_total", kind: counter, labels: []string{"worker"}, help: "Flows that the worker put into the flow table.", use: "A jump without more traffic is a scan or an attack.",
+		read: worker(func(w *control.Worker) uint64 { return w.NewFlows })},
+	{name: "sluice_worker_restarts_total", kind: counter, labels: []string{"worker"}, help: "Times the worker was started again after a fault.", use: "Alert on any growth: it is a fault of Sluice, and the log has the details.",
+		read: worker(func(w *control.Worker) uint64 { return w.Restarts })},
+	{name: "sluice_worker_frames", kind: gauge, labels: []string{"worker"}, help: "Frames in the worker's packet memory.", use: "A constant, for reference.",
+		read: worker(func(w *control.Worker) uint64 { return uint64(w.Frames) })},
+
+	{name: "sluice_flow_table_words", kind: gauge, help: "Capacity of the flow table in words; it is meant for half as many flows.", use: "Compare it with sluice_flow_table_flows.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Words) })},
+	{name: "sluice_flow_table_bytes", kind: gauge, help: "Memory of the flow table.", use: "A constant, for reference.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Bytes) })},
+	{name: "sluice_flow_table_huge_pages", kind: gauge, help: "1 if the flow table is in huge pages, else 0.", use: "0 costs speed with many flows: reserve huge pages (vm.nr_hugepages).",
+		read: node(func(s *control.Status) float64 { return truth(s.Traffic.Table.HugePages) })},
+	{name: "sluice_flow_table_flows", kind: gauge, labels: []string{"state"}, help: "Flows in the table by state (probation, established, closing), at the last full sweep.", use: "Half of sluice_flow_table_words is the time to raise `flows`.",
+		read: func(s *control.Status, e emit) {
+			e(float64(s.Traffic.Table.Probation), "probation")
+			e(float64(s.Traffic.Table.Established), "established")
+			e(float64(s.Traffic.Table.Closing), "closing")
+		}},
+	{name: "sluice_flow_table_inserted_total", kind: counter, help: "Flows put into the table.", use: "The rate of new flows that have to be remembered.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Inserted) })},
+	{name: "sluice_flow_table_refused_total", kind: counter, help: "Flows that found no place in the table.", use: "Growth means that the table is full: such flows go by hash, and may move when backends change. Raise `flows`.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Refused) })},
+	{name: "sluice_flow_table_evicted_total", kind: counter, help: "Flows that took the place of one that was alive.", use: "As sluice_flow_table_refused_total.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Evicted) })},
+
+	{name: "sluice_health_stale", kind: gauge, help: "1 if no health report has come for ten seconds, though there is something to check, else 0.", use: "Alert on 1: the last known health is in use, and dead backends go unnoticed. Look at sluice-healthd.",
+		read: node(func(s *control.Status) float64 { return truth(s.Health.Stale) })},
+	{name: "sluice_health_report_age_seconds", kind: gauge, help: "Time since the last health report, or since the start.", use: "A few seconds at most while sluice-healthd runs.",
+		read: node(func(s *control.Status) float64 { return float64(s.Health.AgeMS) / 1000 })},
+
+	{name: "sluice_service_forwarded_packets_total", kind: counter, labels: []string{"service"}, help: "Packets of the service that were forwarded.", use: "The service's load.",
+		read: service(func(s *control.Service) float64 { return float64(s.Forwarded.Packets) })},
+	{name: "sluice_service_forwarded_bytes_total", kind: counter, labels: []string{"service"}, help: "IP bytes of these, as received.", use: "The service's load; with direct return, requests only.",
+		read: service(func(s *control.Service) float64 { return float64(s.Forwarded.Bytes) })},
+	{name: "sluice_service_new_flows_total", kind: counter, labels: []string{"service"}, help: "Flows of the service that were put into the table.", use: "A jump without more traffic is a scan or an attack.",
+		read: service(func(s *control.Service) float64 { return float64(s.NewFlows) })},
+	{name: "sluice_service_dropped_packets_total", kind: counter, labels: []string{"service", "reason"}, help: "Packets of the service that were not forwarded, by reason; reasons that never occurred are left out.", use: "Alert on growth of no_backend, no_route and no_neighbour.",
+		read: func(s *control.Status, e emit) {
+			for _, svc := range s.Traffic.Services {
+				for reason, n := range svc.Dropped {
+					e(float64(n), svc.Name, reason)
+				}
+			}
+		}},
+	{name: "sluice_service_fail_open", kind: gauge, labels: []string{"service"}, help: "1 if health is ignored for the service, since it would leave no backend, else 0.", use: "Alert on 1: either all of its backends are down, or the checks are wrong.",
+		read: service(func(s *control.Service) float64 { return truth(s.FailOpen) })},
+
+	{name: "sluice_backend_forwarded_packets_total", kind: counter, labels: []string{"service", "backend"}, help: "Packets forwarded to the backend.", use: "Backends of a service that differ much have few clients, or long flows.",
+		read: backend(func(b *control.Backend) uint64 { return b.Forwarded.Packets })},
+	{name: "sluice_backend_forwarded_bytes_total", kind: counter, labels: []string{"service", "backend"}, help: "IP bytes of these, as received.", use: "The backend's load; with direct return, requests only.",
+		read: backend(func(b *control.Backend) uint64 { return b.Forwarded.Bytes })},
+	{name: "sluice_backend_new_flows_total", kind: counter, labels: []string{"service", "backend"}, help: "Flows to the backend that were put into the table.", use: "Falls to nothing while the backend is down.",
+		read: backend(func(b *control.Backend) uint64 { return b.NewFlows })},
+	{name: "sluice_backend_flows", kind: gauge, labels: []string{"service", "backend"}, help: "Flows in the table that go to the backend, at the last full sweep.", use: "Before maintenance: how many connections are left.",
+		read: backend(func(b *control.Backend) uint64 { return b.Flows })},
+	{name: "sluice_backend_takes_new_flows", kind: gauge, labels: []string{"service", "backend"}, help: "1 if new flows go to the backend, else 0.", use: "0 is a backend that is down, or waits for its first good probe.",
+		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Admit == "up")) })},
+	{name: "sluice_backend_reachable", kind: gauge, labels: []string{"service", "backend"}, help: "1 if the node has a route to the backend and its next hop answers, else 0.", use: "Alert on 0: packets to it are dropped under no_route or no_neighbour.",
+		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Hop == "ready")) })},
+	{name: "sluice_backend_health", kind: gauge, labels: []string{"service", "backend", "state"}, help: "1 for the state of health that the backend is in (up, down, unknown, none), 0 for the others.", use: "Alert on state=\"down\"; `sluice status` shows what the probe saw.",
+		read: func(s *control.Status, e emit) {
+			for _, svc := range s.Traffic.Services {
+				for _, b := range oneOfEachName(svc.Backends) {
+					for _, state := range []control.State{control.StateUp, control.StateDown, control.StateUnknown, control.StateNone} {
+						e(truth(b.Health.State == state), svc.Name, b.Name, string(state))
+					}
+				}
+			}
+		}},
+}
+
+func init() {
+	for _, m := range table {
+		m.desc = prometheus.NewDesc(m.name, m.help, m.labels, nil)
+	}
+}

@@ -1,0 +1,204 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/config"
+)
+
+// Daemon is what the server serves. Its methods are called from many goroutines at once.
+type Daemon interface {
+	Status() Status
+	// Reload reads the configuration file again. A file that is refused is a *config.Error, and changes nothing.
+	Reload(ctx context.Context) (ReloadResult, error)
+	// Targets and Report are those of a Book.
+	Targets(ctx context.Context, boot string, generation uint64) Targets
+	Report(r HealthReport) (HealthAnswer, error)
+}
+
+const (
+	apiVersion    = "v1"
+	maxWait       = time.Minute // longest wait for new targets
+	maxReportBody = 96 << 20    // 2^18 backends with evidence
+	maxHeader     = 16 << 10
+	readTimeout   = 10 * time.Second
+	writeTimeout  = maxWait + 30*time.Second
+	idleTimeout   = 2 * time.Minute
+)
+
+// Server serves the local API.
+type Server struct {
+	daemon  Daemon
+	version string
+	log     *slog.Logger
+	http    http.Server
+	stop    context.CancelFunc // ends waiting requests
+	maxBody int64              // bytes of a report
+}
+
+// NewServer returns a server of d, in a daemon of the given version.
+func NewServer(d Daemon, version string, log *slog.Logger) *Server {
+	base, stop := context.WithCancel(context.Background())
+	s := &Server{daemon: d, version: version, log: log, stop: stop, maxBody: maxReportBody}
+	s.http = http.Server{
+		Handler: s.Handler(), BaseContext: func(net.Listener) context.Context { return base },
+		ReadHeaderTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	return s
+}
+
+// Serve answers requests on l until Shutdown, and returns nil then.
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the control API: %w", err)
+	}
+	return nil
+}
+
+// Shutdown closes the listener and lets requests end until ctx does. Those that wait for new targets end at once.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.stop()
+	if err := s.http.Shutdown(ctx); err != nil {
+		return errors.Join(err, s.http.Close())
+	}
+	return nil
+}
+
+// route is one thing that the API can do.
+type route struct {
+	method, path string
+	handle       func(http.ResponseWriter, *http.Request) (answer any, err error)
+}
+
+func (s *Server) routes() []route {
+	return []route{
+		{http.MethodGet, "/v1/status", s.status},
+		{http.MethodPost, "/v1/reload", s.reload},
+		{http.MethodGet, "/v1/health/targets", s.targets},
+		{http.MethodPut, "/v1/health", s.report},
+		{http.MethodGet, "/v1/version", s.versionInfo},
+	}
+}
+
+// Handler returns what answers requests, for tests and for other listeners.
+func (s *Server) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for _, r := range s.routes() {
+		mux.HandleFunc(r.method+" "+r.path, func(w http.ResponseWriter, req *http.Request) {
+			// For the body. Not http.Server.ReadTimeout, which would also end requests that wait.
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
+			answer, err := r.handle(w, req)
+			if err != nil {
+				s.fail(w, err)
+				return
+			}
+			write(w, http.StatusOK, answer)
+		})
+		mux.HandleFunc(r.path, func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Allow", r.method)
+			s.fail(w, &APIError{Code: http.StatusMethodNotAllowed, Message: req.Method + " " + r.path + ": only " + r.method + " is possible"})
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
+		s.fail(w, &APIError{Code: http.StatusNotFound, Message: "no such path; docs/openapi.yaml has those that there are"})
+	})
+	return mux
+}
+
+// write sends an answer. An error means that the client has gone, to whom nothing can be said.
+func write(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+// fail sends an error under the status code that its kind has.
+func (s *Server) fail(w http.ResponseWriter, err error) {
+	code, body := http.StatusInternalServerError, ErrorBody{Error: err.Error()}
+	var api *APIError
+	var refused *config.Error
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &api):
+		code = api.Code
+	case errors.As(err, &refused):
+		code, body = http.StatusUnprocessableEntity, ErrorBody{Error: "the configuration is refused; the one before stays in force", Details: refused.Problems}
+	case errors.Is(err, ErrBoot):
+		code = http.StatusConflict
+	case errors.As(err, &tooLarge):
+		code = http.StatusRequestEntityTooLarge
+	default:
+		s.log.Error("control API", "error", err)
+	}
+	write(w, code, body)
+}
+
+// badRequest is an error of the client's.
+func badRequest(format string, args ...any) error {
+	return &APIError{Code: http.StatusBadRequest, Message: fmt.Sprintf(format, args...)}
+}
+
+func (s *Server) status(http.ResponseWriter, *http.Request) (any, error) {
+	return s.daemon.Status(), nil
+}
+
+func (s *Server) reload(_ http.ResponseWriter, r *http.Request) (any, error) {
+	return s.daemon.Reload(r.Context())
+}
+
+// targets answers at once, or with ?wait=30s&boot=B&generation=N when there is something newer than that.
+func (s *Server) targets(w http.ResponseWriter, r *http.Request) (any, error) {
+	if r.ContentLength != 0 {
+		return nil, badRequest("found a body, expected none")
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
+	query := r.URL.Query()
+	wait := time.Duration(0)
+	if text := query.Get("wait"); text != "" {
+		var err error
+		if wait, err = time.ParseDuration(text); err != nil || wait < 0 {
+			return nil, badRequest("wait: found %q, expected a duration such as 30s", text)
+		}
+	}
+	generation := uint64(0)
+	if text := query.Get("generation"); text != "" {
+		var err error
+		if generation, err = strconv.ParseUint(text, 10, 64); err != nil {
+			return nil, badRequest("generation: found %q, expected a number", text)
+		}
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), min(wait, maxWait))
+	defer cancel()
+	return s.daemon.Targets(ctx, query.Get("boot"), generation), nil
+}
+
+func (s *Server) report(w http.ResponseWriter, r *http.Request) (any, error) {
+	var report HealthReport
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, s.maxBody)).Decode(&report); err != nil {
+		var tooLarge *http.MaxBytesError
+		if errors.As(err, &tooLarge) {
+			return nil, err
+		}
+		return nil, badRequest("health report: %v", err)
+	}
+	answer, err := s.daemon.Report(report)
+	if err != nil && !errors.Is(err, ErrBoot) {
+		return nil, badRequest("%v", err)
+	}
+	return answer, err
+}
+
+func (s *Server) versionInfo(http.ResponseWriter, *http.Request) (any, error) {
+	return VersionInfo{Version: s.version, API: apiVersion, Go: strings.TrimPrefix(runtime.Version(), "go")}, nil
+}
