@@ -1,0 +1,199 @@
+//go:build linux
+
+// Command sluice-agent runs on a backend: it takes off the IP-in-IP headers that Sluice's nodes put around clients'
+// packets, and makes the host answer for the VIPs. See package internal/agent for what it changes on the host.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/signal"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/agent"
+	"github.com/sluice-lb/sluice/internal/cli"
+)
+
+// version is set by the build: -ldflags "-X main.version=…".
+var version = "development"
+
+func main() {
+	if err := command().Execute(); err != nil {
+		// run may have several errors to tell, one a line.
+		fmt.Fprintln(os.Stderr, "sluice-agent: "+strings.ReplaceAll(err.Error(), "\n", "\nsluice-agent: "))
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{
+		Use:           "sluice-agent",
+		Short:         "Answer for Sluice's VIPs on a backend",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.AddCommand(runCommand(), statusCommand(), cli.VersionCommand("sluice-agent", version))
+	return root
+}
+
+const runHelp = `Answer for VIPs on this host until SIGTERM or SIGINT, then undo all that was changed.
+
+IP-in-IP packets (4in4, 6in4, 4in6, 6in6) that arrive on the interfaces, are sent to one of their addresses and carry
+a packet to a VIP are unwrapped in BPF at tc ingress, before netfilter: a firewall sees the inner packets. Everything
+else is left alone.
+
+The VIPs are put on the loopback device (one that is there already stays, also at the end). For IPv4 VIPs ARP is kept
+quiet (arp_ignore=1, arp_announce=2, on "all" and the interfaces), and where rp_filter is strict it is made loose on
+the interfaces.
+
+What is changed is recorded in the state directory. If the agent is killed, the host goes on serving, and the next
+agent takes over and restores at its end what was there before the first. One agent runs in a network namespace; give
+it all interfaces.
+
+Needs Linux 6.6, CAP_BPF and CAP_NET_ADMIN; CAP_SYS_ADMIN to take over from a killed agent.`
+
+func runCommand() *cobra.Command {
+	var vips, interfaces, addresses, sources []string
+	var stateDir string
+	var newLog func() (*slog.Logger, error)
+	c := &cobra.Command{
+		Use:   "run --vip ADDRESS --interface NAME",
+		Short: "Answer for VIPs until stopped",
+		Long:  runHelp,
+		Example: "  sluice-agent run --vip 192.0.2.10 --vip 2001:db8::10 --interface eth0\n" +
+			"  sluice-agent run --vip 192.0.2.10 --interface eth0 --source 10.0.0.0/24",
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			log, err := newLog()
+			if err != nil {
+				return err
+			}
+			cfg := agent.Config{Interfaces: interfaces, StateDir: stateDir, Log: log}
+			var errs [3]error
+			cfg.VIPs, errs[0] = parse("--vip", vips, netip.ParseAddr)
+			cfg.Addresses, errs[1] = parse("--address", addresses, netip.ParseAddr)
+			cfg.Sources, errs[2] = parse("--source", sources, parsePrefix)
+			if err := errors.Join(errs[:]...); err != nil {
+				return err
+			}
+
+			// The second signal ends the program at once.
+			ctx, stop := signal.NotifyContext(c.Context(), unix.SIGTERM, os.Interrupt)
+			defer stop()
+			context.AfterFunc(ctx, func() {
+				stop()
+				cli.Notify(log, cli.Stopping)
+			})
+			return agent.Run(ctx, cfg, func() { cli.Notify(log, cli.Ready) })
+		},
+	}
+	f := c.Flags()
+	f.StringSliceVar(&vips, "vip", nil, "VIP to answer for (repeatable)")
+	f.StringSliceVar(&interfaces, "interface", nil, "interface on which packets from nodes arrive (repeatable)")
+	f.StringSliceVar(&addresses, "address", nil, "address of this host that nodes send to (repeatable; default all of the interfaces', followed as they change)")
+	f.StringSliceVar(&sources, "source", nil, "address or prefix that nodes send from; others are dropped (repeatable; default any)")
+	stateDirFlag(c, &stateDir)
+	newLog = cli.LogFlags(c)
+	for _, name := range []string{"vip", "interface"} {
+		if err := c.MarkFlagRequired(name); err != nil {
+			panic(err) // the flag is defined above
+		}
+	}
+	return c
+}
+
+func statusCommand() *cobra.Command {
+	var stateDir string
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the agent of this network namespace does, and its counters",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			st, err := agent.ReadStatus(stateDir)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				e := json.NewEncoder(c.OutOrStdout())
+				e.SetIndent("", "  ")
+				return e.Encode(st)
+			}
+			return printStatus(c.OutOrStdout(), st)
+		},
+	}
+	stateDirFlag(c, &stateDir)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func stateDirFlag(c *cobra.Command, dir *string) {
+	c.Flags().StringVar(dir, "state-dir", agent.DefaultStateDir, "where changes are recorded; should not outlive a reboot")
+}
+
+func printStatus(out io.Writer, st agent.Status) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	state := fmt.Sprintf("running (pid %d)", st.PID)
+	if !st.Running {
+		state = fmt.Sprintf("killed (pid %d), its changes still work; start the agent to keep or undo them", st.PID)
+	}
+	fmt.Fprintf(w, "agent\t%s\n", state)
+	fmt.Fprintf(w, "interfaces\t%s\n", strings.Join(st.Interfaces, ", "))
+	for _, vip := range st.VIPs {
+		fmt.Fprintf(w, "VIP\t%s\n", vip)
+	}
+	for _, s := range st.Sysctls {
+		fmt.Fprintf(w, "sysctl\t%s\n", s)
+	}
+	p := st.Packets
+	for _, row := range []struct {
+		name string
+		n    uint64
+	}{
+		{"decapsulated IPv4", p.DecapsulatedIPv4},
+		{"decapsulated IPv6", p.DecapsulatedIPv6},
+		{"left alone: not to a VIP", p.NotVIP},
+		{"left alone: outer fragment", p.Fragment},
+		{"left alone: malformed", p.Malformed},
+		{"dropped: source not allowed", p.Source},
+		{"dropped: ECN (RFC 6040)", p.ECN},
+		{"dropped: refused by the kernel", p.Failed},
+	} {
+		fmt.Fprintf(w, "%s\t%d\n", row.name, row.n)
+	}
+	return w.Flush()
+}
+
+// parse parses all values of a flag and tells all that are wrong.
+func parse[T any](flag string, values []string, f func(string) (T, error)) ([]T, error) {
+	var out []T
+	var problems []error
+	for _, s := range values {
+		v, err := f(s)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s %q: %w", flag, s, err))
+			continue
+		}
+		out = append(out, v)
+	}
+	return out, errors.Join(problems...)
+}
+
+// parsePrefix takes an address for the prefix that holds it alone.
+func parsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return a.Prefix(a.BitLen())
+	}
+	return netip.ParsePrefix(s)
+}

@@ -1,0 +1,239 @@
+//go:build linux
+
+// Package agent is what runs on a backend behind Sluice: it takes off the IP-in-IP headers that nodes put around
+// clients' packets, and makes the host fit to answer for a VIP that it does not own alone (direct server return).
+//
+// Three things are changed on the host, by [Run], and all three are undone when it returns:
+//
+//   - A BPF program at the tc ingress (tcx) of each interface, in bpf/decap.c. It comes first there, so that whatever
+//     else looks at packets (other tcx programs, nftables, sockets) sees them as the clients sent them.
+//   - The VIPs are addresses of the loopback device, so that the kernel takes packets to them as its own. IPv4 VIPs have
+//     scope host and IPv6 VIPs are deprecated: neither is chosen as the source of the host's own connections.
+//   - Sysctls, for IPv4 VIPs only. arp_ignore = 1 and arp_announce = 2, on `all` and on the interfaces: otherwise the
+//     host would answer ARP for the VIP, or tell its neighbours about it, and draw traffic past the node. rp_filter = 2
+//     (loose) on the interfaces, only where the strict filter is on: it drops packets of clients that the host would
+//     reach through another interface. A setting that is good already is left as it is.
+//
+// IPv6 needs no sysctl: the kernel answers neighbour solicitations only for addresses of the interface that they
+// arrive on (ndisc_recv_ns in net/ipv6/ndisc.c), and has no reverse path filter outside netfilter.
+//
+// The changes are written to a file before they are made. An agent that is killed leaves them all in place, and the
+// backend goes on serving; the next one finds the file, takes the program's place without a gap, and at its end
+// restores what was there before the first. One agent runs in a network namespace, for all of its interfaces, since
+// loopback and the `all` sysctls are one for all of them.
+//
+// Everything runs on the goroutine that calls Run. Memory: the BPF maps belong to the kernel; Run's own state is on its
+// stack. All netlink and /proc/sys access is to the network namespace of the calling thread.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// DefaultStateDir is where an agent keeps what it changed: on a file system that a reboot clears, as it does the changes.
+const DefaultStateDir = "/run/sluice-agent"
+
+// pollInterval bounds how long a change of the interface's addresses, or a VIP that somebody removed, goes unnoticed.
+const pollInterval = 2 * time.Second
+
+// Config says what an agent is to do.
+type Config struct {
+	// VIPs to answer for; at least one.
+	VIPs []netip.Addr
+	// Interfaces on which packets from nodes arrive; at least one. They have to be Ethernet-like.
+	Interfaces []string
+	// Addresses to which nodes send encapsulated packets. Empty: all addresses of Interfaces, followed as they change.
+	Addresses []netip.Addr
+	// Sources from which encapsulated packets are taken: where nodes send from. Empty: any. Whoever can send from one of
+	// them, or forge it, can inject packets with any client's address past filters that do not look inside IP-in-IP.
+	Sources []netip.Prefix
+	// StateDir holds what was changed. Empty: DefaultStateDir.
+	StateDir string
+	// Log takes what the operator should know. It must not be nil.
+	Log *slog.Logger
+}
+
+// normalize checks the config, unmaps addresses and fills in defaults; all problems are in the error.
+func (c *Config) normalize() error {
+	var problems []error
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Errorf(format, args...)) }
+
+	unmap := func(what string, in []netip.Addr) []netip.Addr {
+		var out []netip.Addr
+		for _, a := range in {
+			switch a = a.Unmap(); {
+			case !a.IsValid() || a.Zone() != "" || !(a.IsGlobalUnicast() || a.IsLinkLocalUnicast()):
+				bad("%s %s: not a unicast address of a host", what, a)
+			case a.IsLinkLocalUnicast():
+				bad("%s %s: link-local addresses cannot be routed to", what, a)
+			case slices.Contains(out, a):
+				bad("%s %s: given twice", what, a)
+			default:
+				out = append(out, a)
+			}
+		}
+		return out
+	}
+	c.VIPs = unmap("VIP", c.VIPs)
+	c.Addresses = unmap("address", c.Addresses)
+	if len(c.VIPs) == 0 && len(problems) == 0 {
+		bad("no VIP given: at least one is needed")
+	}
+	for _, a := range c.Addresses {
+		if slices.Contains(c.VIPs, a) {
+			bad("address %s: is a VIP; nodes send to an address of this host alone", a)
+		}
+	}
+	c.Interfaces = slices.Clone(c.Interfaces)
+	if len(c.Interfaces) == 0 {
+		bad("no interface given: at least one is needed")
+	}
+	for i, name := range c.Interfaces {
+		if slices.Contains(c.Interfaces[:i], name) {
+			bad("interface %s: given twice", name)
+		}
+	}
+	c.Sources = slices.Clone(c.Sources)
+	for i, p := range c.Sources {
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		if !p.IsValid() {
+			bad("source %s: not a prefix", p)
+		}
+		c.Sources[i] = p.Masked()
+	}
+	slices.SortFunc(c.Sources, netip.Prefix.Compare)
+	c.Sources = slices.Compact(c.Sources)
+	if c.StateDir == "" {
+		c.StateDir = DefaultStateDir
+	}
+	return errors.Join(problems...)
+}
+
+// anyIPv4 reports whether one of the addresses is IPv4.
+func anyIPv4(addrs []netip.Addr) bool { return slices.ContainsFunc(addrs, netip.Addr.Is4) }
+
+// Run sets the host up, calls ready (which may be nil) once encapsulated packets are taken, and keeps the set-up true
+// until ctx ends or an interface vanishes; then it undoes what it changed. It returns nil if ctx ended and everything
+// was undone. On an error before ready nothing stays changed, except by a killed predecessor if the error came before
+// its place was taken. Needs CAP_BPF and CAP_NET_ADMIN; to take a killed predecessor's place, CAP_SYS_ADMIN too.
+func Run(ctx context.Context, cfg Config, ready func()) (err error) {
+	if err := cfg.normalize(); err != nil {
+		return err
+	}
+	log := cfg.Log
+
+	store, err := openStore(cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer store.close()
+	prior, err := store.load()
+	if err != nil {
+		return err
+	}
+	h := &host{log: log, store: store, vips: cfg.VIPs, state: prior}
+	if h.links, err = findLinks(cfg.Interfaces); err != nil {
+		return err
+	}
+
+	// First what can fail without having changed anything.
+	d, err := loadDecapsulator(cfg.VIPs, cfg.Sources)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	local, err := h.localAddresses(cfg.Addresses)
+	if err != nil {
+		return err
+	}
+	if err := d.setAddresses(local); err != nil {
+		return err
+	}
+	plan, err := h.plan()
+	if err != nil {
+		return err
+	}
+	takeovers, err := findPredecessors(h.links, prior.Programs)
+	if err != nil {
+		return err
+	}
+	defer takeovers.close()
+
+	defer func() {
+		if n, cerr := d.counters(); cerr == nil {
+			log.Info("counted", "packets", n)
+		}
+		if uerr := h.undo(d); uerr != nil {
+			err = errors.Join(err, fmt.Errorf("undo: %w", uerr))
+		}
+	}()
+	if err := h.apply(plan); err != nil {
+		return err
+	}
+	if err := h.attach(d, takeovers); err != nil {
+		return err
+	}
+	log.Info("taking packets", "vips", cfg.VIPs, "interfaces", cfg.Interfaces, "addresses", local,
+		"sources", cfg.Sources, "vips_added", h.state.Added, "sysctls_set", h.state.Settings)
+	if len(local) == 0 {
+		log.Warn("the interfaces have no address yet: encapsulated packets are taken as soon as one has")
+	}
+	if ready != nil {
+		ready()
+	}
+	return h.keep(ctx, d, cfg.Addresses, local)
+}
+
+// keep compares the host with what it should be, every pollInterval, until ctx ends (nil) or an interface has gone.
+// Polling needs a few hundred microseconds a time and, unlike netlink's notices, cannot be overrun.
+func (h *host) keep(ctx context.Context, d *decapsulator, fixed, local []netip.Addr) error {
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	told := "" // the problem that the log has already
+	for {
+		select {
+		case <-ctx.Done():
+			h.log.Info("stopping: undoing the changes")
+			return nil
+		case <-tick.C:
+		}
+		gone, err := h.goneLink()
+		if gone != "" {
+			return fmt.Errorf("interface %s has gone: start the agent again when it is back", gone)
+		}
+		if err == nil {
+			local, err = h.follow(d, fixed, local)
+		}
+		if err == nil {
+			err = h.restoreVIPs()
+		}
+		switch {
+		case err == nil:
+			told = ""
+		case err.Error() != told:
+			told = err.Error()
+			h.log.Warn("not all is as it should be: trying again until it is", "every", pollInterval, "error", err)
+		}
+	}
+}
+
+// follow gives the program the addresses of the interfaces if they are no longer the local ones, and returns them.
+func (h *host) follow(d *decapsulator, fixed, local []netip.Addr) ([]netip.Addr, error) {
+	now, err := h.localAddresses(fixed)
+	if err != nil || slices.Equal(now, local) {
+		return local, err
+	}
+	if err := d.setAddresses(now); err != nil {
+		return local, err
+	}
+	h.log.Info("addresses changed", "addresses", now)
+	return now, nil
+}

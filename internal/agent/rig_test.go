@@ -1,0 +1,339 @@
+//go:build linux
+
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/testenv"
+)
+
+// agentBinary is the built program; TestMain removes its folder.
+var (
+	buildDir    string
+	agentBinary = sync.OnceValues(func() (string, error) {
+		out := filepath.Join(buildDir, "sluice-agent")
+		if text, err := exec.Command("go", "build", "-o", out, "github.com/sluice-lb/sluice/cmd/sluice-agent").CombinedOutput(); err != nil {
+			return "", fmt.Errorf("build sluice-agent: %w\n%s", err, text)
+		}
+		return out, nil
+	})
+)
+
+func TestMain(m *testing.M) {
+	var err error
+	if buildDir, err = os.MkdirTemp("", "sluice-agent-test-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	os.RemoveAll(buildDir)
+	os.Exit(code)
+}
+
+// rig is a node, which is the client too, and a backend on one cable:
+//
+//	node: tun "wrap" ◄── routes to the VIPs          backend: the agent, servers
+//	        │ wrapped by the test                      │
+//	      eth0 10.0.0.1, fd00::1 ───────────────── eth0 10.0.0.2, fd00::2
+//
+// The backend's answers to the clients' addresses, which are the node's, come straight back over the cable.
+type rig struct {
+	t             *testing.T
+	env           *testenv.Env
+	node, backend *testenv.Namespace
+	stateDir      string
+	outer6        atomic.Bool   // wrap in IPv6
+	wrapped       atomic.Uint64 // packets that were wrapped and sent
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	r := &rig{t: t, env: testenv.ForTest(t), stateDir: t.TempDir()}
+	var err error
+	r.node, err = r.env.Namespace("node")
+	r.ok(err)
+	r.backend, err = r.env.Namespace("backend")
+	r.ok(err)
+	r.cable("eth0", "10.0.0.1/24", "10.0.0.2/24", "fd00::1/64", "fd00::2/64")
+	return r
+}
+
+// cable joins node and backend; the first address of two is the node's.
+func (r *rig) cable(name string, addrs ...string) {
+	r.t.Helper()
+	r.ok(r.env.Veth(testenv.End{Namespace: r.node, Name: name, MTU: 1600}, testenv.End{Namespace: r.backend, Name: name, MTU: 1600}, 1))
+	for i, a := range addrs {
+		r.ok([]*testenv.Namespace{r.node, r.backend}[i%2].AddAddr(name, netip.MustParsePrefix(a)))
+	}
+	r.settled(name)
+}
+
+// settled waits until all IPv6 addresses of the backend's interface are in use; the kernel adds the link-local one, and
+// ends the tentative state, in its own time.
+func (r *rig) settled(name string) {
+	r.t.Helper()
+	l, err := r.backend.Link(name)
+	r.ok(err)
+	r.eventually("the backend uses its IPv6 addresses", func() bool {
+		list, err := r.backend.Netlink().AddrList(l, netlink.FAMILY_V6)
+		r.ok(err)
+		return slices.ContainsFunc(list, func(a netlink.Addr) bool { return a.IP.IsLinkLocalUnicast() }) &&
+			!slices.ContainsFunc(list, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
+	})
+}
+
+func (r *rig) ok(err error) {
+	r.t.Helper()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// wrap makes the node send packets to the VIPs through the test, which wraps them. It stops with the test.
+func (r *rig) wrap() {
+	r.t.Helper()
+	tun := &netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: "wrap"}, Mode: netlink.TUNTAP_MODE_TUN,
+		Flags: unix.IFF_NO_PI, Queues: 1, NonPersist: true,
+	}
+	raw := map[string]int{}
+	r.ok(r.node.Do(func() error {
+		for key, s := range map[string]struct{ family, proto int }{
+			"4in4": {unix.AF_INET, unix.IPPROTO_IPIP}, "6in4": {unix.AF_INET, unix.IPPROTO_IPV6},
+			"4in6": {unix.AF_INET6, unix.IPPROTO_IPIP}, "6in6": {unix.AF_INET6, unix.IPPROTO_IPV6},
+		} {
+			fd, err := unix.Socket(s.family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, s.proto)
+			if err != nil {
+				return err
+			}
+			raw[key] = fd
+		}
+		return netlink.LinkAdd(tun)
+	}))
+	r.ok(r.node.SetMTU("wrap", 1500))
+	r.ok(r.node.LinkUp("wrap"))
+	for _, route := range []struct{ vip, source netip.Addr }{{vip4, node4}, {vip6, node6}} {
+		r.ok(r.node.AddRoute(testenv.Route{Dst: netip.PrefixFrom(route.vip, route.vip.BitLen()), Link: "wrap", Source: route.source}))
+	}
+
+	// A duplicate that does not block, so that closing it ends the read.
+	fd, err := unix.FcntlInt(tun.Fds[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	r.ok(err)
+	r.ok(tun.Fds[0].Close())
+	r.ok(syscall.SetNonblock(fd, true))
+	in := os.NewFile(uintptr(fd), "wrap")
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		packet := make([]byte, 2048)
+		for {
+			n, err := in.Read(packet)
+			if err != nil {
+				return
+			}
+			if inner := packet[0] >> 4; inner == 4 || packet[6] != 58 { // no router solicitations and the like
+				r.send(raw, pair{r.outer6.Load(), inner == 6}, packet[:n])
+			}
+		}
+	}()
+	r.t.Cleanup(func() {
+		in.Close()
+		<-done
+		for _, fd := range raw {
+			unix.Close(fd)
+		}
+	})
+}
+
+func (r *rig) send(raw map[string]int, p pair, packet []byte) {
+	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: here4.As4()}
+	if p.outer6 {
+		to = &unix.SockaddrInet6{Addr: here6.As16()}
+	}
+	if err := unix.Sendto(raw[p.String()], packet, 0, to); err == nil {
+		r.wrapped.Add(1)
+	}
+}
+
+// start starts an agent in the backend and waits until it takes packets.
+func (r *rig) start(args ...string) *testenv.Process {
+	r.t.Helper()
+	p := r.launch(args...)
+	if err := p.WaitOutput(10*time.Second, "taking packets"); err != nil {
+		r.t.Fatal(err)
+	}
+	return p
+}
+
+// launch starts an agent and does not wait.
+func (r *rig) launch(args ...string) *testenv.Process {
+	r.t.Helper()
+	path, err := agentBinary()
+	r.ok(err)
+	p, err := r.backend.Start(testenv.Cmd{Path: path, Args: append([]string{"run", "--state-dir", r.stateDir}, args...)})
+	r.ok(err)
+	return p
+}
+
+// both are the flags for both VIPs on eth0.
+var both = []string{"--vip", vip4.String(), "--vip", vip6.String(), "--interface", "eth0"}
+
+// stop ends an agent as an operator does.
+func (r *rig) stop(p *testenv.Process, s os.Signal) {
+	r.t.Helper()
+	r.ok(p.Signal(s))
+	if err := p.Wait(10 * time.Second); err != nil {
+		r.t.Fatalf("agent ended by %v: %v\n%s", s, err, p.Output())
+	}
+}
+
+// fails launches an agent that has to end with an error that says all of this.
+func (r *rig) fails(args []string, words ...string) {
+	r.t.Helper()
+	p := r.launch(args...)
+	if err := p.Wait(10 * time.Second); err == nil {
+		r.t.Fatalf("sluice-agent run %v did not fail", args)
+	}
+	for _, w := range words {
+		if !strings.Contains(p.Output(), w) {
+			r.t.Errorf("sluice-agent run %v does not say %q:\n%s", args, w, p.Output())
+		}
+	}
+}
+
+func (r *rig) status() Status {
+	r.t.Helper()
+	path, err := agentBinary()
+	r.ok(err)
+	out, err := r.backend.Run(10*time.Second, testenv.Cmd{Path: path, Args: []string{"status", "--json", "--state-dir", r.stateDir}})
+	r.ok(err)
+	var st Status
+	r.ok(json.Unmarshal([]byte(out), &st))
+	return st
+}
+
+// snapshot is all that an agent could have changed in the backend: addresses, routes, sysctls, programs. It is a list of
+// lines.
+func (r *rig) snapshot() []string {
+	r.t.Helper()
+	var lines []string
+	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	r.ok(r.backend.Do(func() error {
+		addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			add("address %v link %d scope %d flags %x lifetimes %d %d", a.IPNet, a.LinkIndex, a.Scope, a.Flags, a.PreferedLft, a.ValidLft)
+		}
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+		if err != nil {
+			return err
+		}
+		for _, route := range routes {
+			add("route %+v", route)
+		}
+		links, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			ids, err := attached(hostLink{l.Attrs().Name, l.Attrs().Index})
+			if err != nil {
+				return err
+			}
+			add("programs of %s: %v", l.Attrs().Name, ids)
+		}
+		for _, family := range []string{"ipv4", "ipv6"} {
+			err := filepath.WalkDir("/proc/sys/net/"+family+"/conf", func(path string, d fs.DirEntry, err error) error {
+				if err != nil || d.IsDir() {
+					return err
+				}
+				value, err := os.ReadFile(path)
+				if errors.Is(err, unix.EIO) || errors.Is(err, fs.ErrPermission) { // stable_secret, write-only ones
+					return nil
+				}
+				add("%s = %s", path, strings.TrimSpace(string(value)))
+				return err
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	slices.Sort(lines)
+	return lines
+}
+
+// unchanged compares the backend with a snapshot.
+func (r *rig) unchanged(before []string) {
+	r.t.Helper()
+	after := r.snapshot()
+	for _, l := range before {
+		if !slices.Contains(after, l) {
+			r.t.Errorf("before, not after: %s", l)
+		}
+	}
+	for _, l := range after {
+		if !slices.Contains(before, l) {
+			r.t.Errorf("after, not before: %s", l)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(r.stateDir, "*.json"))
+	r.ok(err)
+	if len(left) > 0 {
+		r.t.Errorf("state left behind: %v", left)
+	}
+}
+
+// hasAddr reports whether an interface of the backend has the address.
+func (r *rig) hasAddr(link string, addr netip.Addr) bool {
+	r.t.Helper()
+	l, err := r.backend.Link(link)
+	r.ok(err)
+	list, err := r.backend.Netlink().AddrList(l, netlink.FAMILY_ALL)
+	r.ok(err)
+	return slices.ContainsFunc(list, func(a netlink.Addr) bool { return a.IP.Equal(net.IP(addr.AsSlice())) })
+}
+
+func (r *rig) sysctl(key string) string {
+	r.t.Helper()
+	v, err := r.backend.Sysctl(key)
+	r.ok(err)
+	return v
+}
+
+func (r *rig) setSysctl(key, value string) {
+	r.t.Helper()
+	r.ok(r.backend.SetSysctl(key, value))
+}
+
+// eventually waits until f is true.
+func (r *rig) eventually(what string, f func() bool) {
+	r.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatalf("not within 10 s: %s", what)
+		}
+	}
+}
