@@ -1,0 +1,209 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"reflect"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/maglev"
+)
+
+// daemon joins the node, the book of health and the configuration, and is what the control API serves. Its methods may be
+// called from any goroutine.
+type daemon struct {
+	file     string
+	log      *slog.Logger
+	level    *slog.LevelVar
+	started  time.Time
+	atStart  *config.Config // what the parts that cannot change were made from
+	node     *forwarder.Node
+	book     *control.Book
+	stopping atomic.Bool
+
+	reloading sync.Mutex // one at a time; taken before mu
+
+	mu         sync.Mutex
+	config     *config.Config // in force
+	generation uint64
+	loaded     time.Time
+	warnings   []config.Problem
+	refused    []config.Problem
+}
+
+// apply brings a configuration into force. On an error the one before stays.
+func (d *daemon) apply(cfg *config.Config, warnings []config.Problem) error {
+	pending := d.book.Prepare(cfg.Services)
+	if err := d.node.Apply(specOf(cfg, pending)); err != nil {
+		return fmt.Errorf("apply %s: %w", d.file, err)
+	}
+	pending.Commit()
+	_ = d.level.UnmarshalText([]byte(cfg.Log.Level))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.config, d.loaded, d.warnings, d.refused = cfg, time.Now(), warnings, nil
+	d.generation++
+	return nil
+}
+
+// Reload reads the file again; see control.Daemon.
+func (d *daemon) Reload(context.Context) (control.ReloadResult, error) {
+	d.reloading.Lock()
+	defer d.reloading.Unlock()
+	result, err := d.reload()
+	if err == nil {
+		d.log.Info("configuration reloaded", "generation", result.Generation, "hash", result.Hash, "changed", result.Changed)
+		for _, note := range result.Notes {
+			d.log.Warn("configuration", "note", note)
+		}
+		return result, nil
+	}
+	d.log.Error("configuration refused; the one before stays in force", "error", err)
+	var refused *config.Error
+	if errors.As(err, &refused) {
+		d.mu.Lock()
+		d.refused = refused.Problems
+		d.mu.Unlock()
+	}
+	return control.ReloadResult{}, err
+}
+
+func (d *daemon) reload() (control.ReloadResult, error) {
+	cfg, warnings, err := config.Load(d.file)
+	if err != nil {
+		return control.ReloadResult{}, err
+	}
+	before := d.current().Hash()
+	if err := d.apply(cfg, warnings); err != nil {
+		return control.ReloadResult{}, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return control.ReloadResult{
+		Generation: d.generation, Hash: cfg.Hash(), Changed: cfg.Hash() != before,
+		Warnings: warnings, Notes: needRestart(d.atStart, cfg),
+	}, nil
+}
+
+// needRestart names the fields whose change has no effect before the next start.
+func needRestart(start, now *config.Config) (notes []string) {
+	for _, f := range []struct {
+		name   string
+		before any
+		after  any
+	}{
+		{"group", start.Group, now.Group},
+		{"state_dir", start.StateDir, now.StateDir},
+		{"control", start.Control, now.Control},
+		{"interfaces", start.Interfaces, now.Interfaces},
+		{"workers", start.Workers, now.Workers},
+		{"cpus", start.CPUs, now.CPUs},
+		{"busy_poll", start.BusyPoll, now.BusyPoll},
+		{"flows", start.Flows, now.Flows},
+		{"metrics", start.Metrics, now.Metrics},
+		{"log.format", start.Log.Format, now.Log.Format},
+	} {
+		if !reflect.DeepEqual(f.before, f.after) {
+			notes = append(notes, f.name+": the change takes effect at the next start")
+		}
+	}
+	return notes
+}
+
+func (d *daemon) current() *config.Config {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.config
+}
+
+func (d *daemon) drainTime() time.Duration { return d.current().DrainTime }
+
+// followHealth brings what health says into the admit words, until ctx ends.
+func (d *daemon) followHealth(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.book.Admitted():
+			for k, a := range d.book.Admissions() {
+				d.node.SetAdmit(k.Service, k.Backend, admitWord(a))
+			}
+		}
+	}
+}
+
+// admitWord is the admit word of an admission. The reload that removes a backend makes it draining, not this.
+func admitWord(a control.Admission) maglev.Admit {
+	if a == control.AdmitUp {
+		return maglev.MakeAdmit(maglev.Up, maglev.All)
+	}
+	return maglev.MakeAdmit(maglev.Down, 0)
+}
+
+// specOf translates a configuration into what the engine takes.
+func specOf(cfg *config.Config, health *control.Pending) (spec forwarder.Spec) {
+	for i := range cfg.Services {
+		s := &cfg.Services[i]
+		out := forwarder.ServiceSpec{Name: s.Name, VIP: s.VIP, Protocol: s.Protocol.Number(), Mode: forwarder.L2}
+		if s.Forward == config.ForwardIPIP {
+			out.Mode = forwarder.IPIP
+		}
+		for _, p := range s.Ports {
+			out.Ports = append(out.Ports, forwarder.PortRange{First: p.First, Last: p.Last})
+		}
+		for _, b := range s.Backends {
+			out.Backends = append(out.Backends, forwarder.BackendSpec{
+				Name: b.Name, Address: b.Address, Admit: admitWord(health.Admission(s.Name, b.Name)),
+			})
+		}
+		spec.Services = append(spec.Services, out)
+	}
+	return spec
+}
+
+// Ready says whether the node should get traffic, and why not.
+func (d *daemon) Ready() (bool, string) {
+	if d.stopping.Load() {
+		return false, "the daemon is stopping"
+	}
+	if waiting := d.book.Waiting(); len(waiting) > 0 {
+		return false, fmt.Sprintf("no backend of %s is known to be up yet", waiting[0])
+	}
+	return d.node.Ready()
+}
+
+// Status tells everything; see control.Daemon.
+func (d *daemon) Status() control.Status {
+	s := control.Status{
+		Version: version, PID: os.Getpid(), Started: d.started, Traffic: control.NewTraffic(d.node.Stats()),
+	}
+	s.Ready, s.NotReady = d.Ready()
+	d.book.Fill(&s)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.Node = d.config.Node
+	s.Config = control.ConfigStatus{
+		File: d.file, Hash: d.config.Hash(), Generation: d.generation, Loaded: d.loaded, Warnings: d.warnings, Refused: d.refused,
+	}
+	return s
+}
+
+// Targets is Book.Targets.
+func (d *daemon) Targets(ctx context.Context, boot string, generation uint64) control.Targets {
+	return d.book.Targets(ctx, boot, generation)
+}
+
+// Report is Book.Report.
+func (d *daemon) Report(r control.HealthReport) (control.HealthAnswer, error) {
+	return d.book.Report(r)
+}

@@ -1,0 +1,183 @@
+//go:build linux
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/control"
+)
+
+func checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a configuration file: exit status 0 if the daemon would take it, else 1",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			cfg, warnings, err := config.Load(args[0])
+			if err != nil {
+				return err
+			}
+			for _, w := range warnings {
+				fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
+			}
+			backends := 0
+			for i := range cfg.Services {
+				backends += len(cfg.Services[i].Backends)
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%s: good, %d services, %d backends, hash %s\n", args[0], len(cfg.Services), backends, cfg.Hash())
+			return nil
+		},
+	}
+}
+
+func reloadCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "reload",
+		Short: "Have the daemon read its configuration again",
+		Long:  "Have the daemon read its configuration again. A file with a mistake is refused whole, and the one before stays in force.",
+		Args:  cobra.NoArgs,
+	}
+	socket := socketFlag(c)
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		r, err := control.NewClient(*socket).Reload(c.Context())
+		if err != nil {
+			return err
+		}
+		for _, w := range r.Warnings {
+			fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
+		}
+		for _, n := range r.Notes {
+			fmt.Fprintln(c.ErrOrStderr(), "note:", n)
+		}
+		what := "nothing changed"
+		if r.Changed {
+			what = "in force"
+		}
+		fmt.Fprintf(c.OutOrStdout(), "configuration %s, generation %d: %s\n", r.Hash, r.Generation, what)
+		return nil
+	}
+	return c
+}
+
+func statusCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Show what the daemon does: interfaces, workers, services, backends, health, drops",
+		Args:  cobra.NoArgs,
+	}
+	socket := socketFlag(c)
+	c.Flags().BoolVar(&asJSON, "json", false, "print everything, as JSON")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		s, err := control.NewClient(*socket).Status(c.Context())
+		if err != nil {
+			return err
+		}
+		if asJSON {
+			e := json.NewEncoder(c.OutOrStdout())
+			e.SetIndent("", "  ")
+			return e.Encode(s)
+		}
+		return printStatus(c.OutOrStdout(), s)
+	}
+	return c
+}
+
+// printStatus prints a status for a person: what is wrong first, then tables.
+func printStatus(out io.Writer, s control.Status) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	ready := "ready"
+	if !s.Ready {
+		ready = "NOT READY: " + s.NotReady
+	}
+	fmt.Fprintf(w, "%s, sluice %s, up %s, %s\n", s.Node, s.Version, time.Since(s.Started).Round(time.Second), ready)
+	fmt.Fprintf(w, "configuration %s, generation %d, %s\n", s.Config.Hash, s.Config.Generation, s.Config.File)
+	if len(s.Config.Refused) > 0 {
+		fmt.Fprintf(w, "the last reload was refused, an older configuration is in force: %s\n", s.Config.Refused[0])
+	}
+	switch {
+	case s.Health.Stale:
+		fmt.Fprintf(w, "health: no report for %s, the last known stays in use; is sluice-healthd running?\n", (time.Duration(s.Health.AgeMS) * time.Millisecond).Round(time.Second))
+	case s.Health.Source != "":
+		fmt.Fprintf(w, "health: reported by %s %d ms ago\n", s.Health.Source, s.Health.AgeMS)
+	}
+
+	fmt.Fprint(w, "\nINTERFACE\tSTATE\tXDP\tQUEUE\tWORKER\tMODE\tRECEIVED\tSENT\tRING DROPS\n")
+	for _, i := range s.Traffic.Interfaces {
+		state := "up"
+		if !i.Up {
+			state = "down"
+		}
+		if i.Problem != "" {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", i.Name, state, i.Attach, i.Problem)
+		}
+		for _, q := range i.Queues {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%d\t%d\t%d\n", i.Name, state, i.Attach, q.Queue, q.Worker, q.Mode, q.Received, q.Sent, q.RXDropped+q.RXRingFull)
+		}
+	}
+
+	for _, v := range s.Traffic.Services {
+		note := ""
+		if v.FailOpen {
+			note = "  (health is ignored: it would leave no backend)"
+		}
+		fmt.Fprintf(w, "\n%s  %s %s:%s  %s%s\n", v.Name, v.Protocol, v.VIP, v.Ports, v.Forward, note)
+		fmt.Fprint(w, "BACKEND\tADDRESS\tTAKES\tHEALTH\tHOP\tPACKETS\tBYTES\tNEW FLOWS\tFLOWS\n")
+		for _, b := range v.Backends {
+			takes := b.Admit
+			if b.Leaving {
+				takes = "leaving"
+			}
+			health := string(b.Health.State)
+			if b.Health.Evidence != "" && b.Health.State == control.StateDown {
+				health += ": " + b.Health.Evidence
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", b.Name, b.Address, takes, health, b.Hop, b.Forwarded.Packets, b.Forwarded.Bytes, b.NewFlows, b.Flows)
+		}
+		printDropped(w, v.Dropped)
+	}
+
+	t := s.Traffic.Table
+	fmt.Fprintf(w, "\nflow table: %d MiB for %d flows; %d established, %d on probation, %d closing at the last sweep; %d inserted, %d evicted, %d refused\n",
+		t.Bytes>>20, t.Words/2, t.Established, t.Probation, t.Closing, t.Inserted, t.Evicted, t.Refused)
+	var received, forwarded uint64
+	dropped := control.Dropped{}
+	for _, x := range s.Traffic.Workers {
+		received += x.Received
+		forwarded += x.Forwarded
+		for reason, n := range x.Dropped {
+			dropped[reason] += n
+		}
+		if x.Restarts > 0 {
+			fmt.Fprintf(w, "worker %d was started again %d times after a fault; see the log\n", x.ID, x.Restarts)
+		}
+	}
+	fmt.Fprintf(w, "to VIPs: %d packets; %d received, %d forwarded\n", s.Traffic.Steer.ToVIPs, received, forwarded)
+	if n := s.Traffic.Steer.NoSocket; n > 0 {
+		dropped["no_socket"] = n
+	}
+	printDropped(w, dropped)
+	return w.Flush()
+}
+
+func printDropped(w io.Writer, d control.Dropped) {
+	if len(d) == 0 {
+		return
+	}
+	var parts []string
+	for _, reason := range slices.Sorted(maps.Keys(d)) {
+		parts = append(parts, fmt.Sprintf("%s %d", reason, d[reason]))
+	}
+	fmt.Fprintf(w, "dropped: %s\n", strings.Join(parts, ", "))
+}

@@ -1,0 +1,246 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"text/template"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/testenv"
+)
+
+// rig is a whole installation in network namespaces: client, router, nodes and backends of testenv.Topology, with the real
+// daemon and healthd on each node and the real agent on each backend. The demo runs on it, and so do the functional tests.
+type rig struct {
+	net      *testenv.Topology
+	dir      string // configuration, sockets and state
+	bin      string // directory of the three programs
+	nodes    []*rigNode
+	backends []*rigBackend
+	vips     []netip.Addr
+}
+
+// rigNode is one Sluice node.
+type rigNode struct {
+	*testenv.Host
+	config  string // path of the configuration file
+	socket  string
+	daemon  *testenv.Process
+	healthd *testenv.Process
+}
+
+// rigBackend is one backend.
+type rigBackend struct {
+	*testenv.Host
+	name  string
+	agent *testenv.Process
+}
+
+// rigOptions says what is set up.
+type rigOptions struct {
+	dir, bin string
+	nodes    int
+	backends int
+	queues   int
+	vips     []netip.Addr
+}
+
+// newRig makes the network and starts the agents; nodes are started by startNode, once they have a configuration.
+// The Env owns all of it.
+func newRig(env *testenv.Env, o rigOptions) (*rig, error) {
+	net, err := testenv.NewTopology(env, testenv.TopologyOptions{
+		Nodes: o.nodes, Backends: o.backends, Queues: o.queues, VIPs: o.vips,
+	})
+	if err != nil {
+		return nil, err
+	}
+	r := &rig{net: net, dir: o.dir, bin: o.bin, vips: o.vips}
+	if err := os.WriteFile(r.path("group.key"), []byte("a seed that both nodes of the rig share"), 0o600); err != nil {
+		return nil, err
+	}
+	for i, host := range net.Nodes {
+		name := fmt.Sprintf("lb%d", i+1)
+		r.nodes = append(r.nodes, &rigNode{
+			Host:   host,
+			config: r.path(name + ".yaml"),
+			socket: r.path(name + ".sock"),
+		})
+	}
+	for _, host := range net.Backends {
+		if err := r.startBackend(host); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (r *rig) path(name string) string { return filepath.Join(r.dir, name) }
+
+// addBackend adds one more backend, with its agent, to the network.
+func (r *rig) addBackend() (*rigBackend, error) {
+	host, err := r.net.AddBackend()
+	if err != nil {
+		return nil, err
+	}
+	if err := r.startBackend(host); err != nil {
+		return nil, err
+	}
+	return r.backends[len(r.backends)-1], nil
+}
+
+// startBackend starts the agent of a backend and waits until it answers for the VIPs.
+func (r *rig) startBackend(host *testenv.Host) error {
+	b := &rigBackend{Host: host, name: fmt.Sprintf("web-%d", len(r.backends)+1)}
+	args := []string{"run", "--interface", "eth0", "--state-dir", r.path("agent")}
+	for _, vip := range r.vips {
+		args = append(args, "--vip", vip.String())
+	}
+	var err error
+	if b.agent, err = host.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-agent"), Args: args}); err != nil {
+		return err
+	}
+	r.backends = append(r.backends, b)
+	return b.agent.WaitOutput(10*time.Second, "taking packets")
+}
+
+// rigService is one service in a rig's configuration.
+type rigService struct {
+	Name, Protocol, Forward, Ports string
+	VIP                            netip.Addr
+	Check                          string // in YAML flow style; empty: none
+	Outer6                         bool   // backends by their IPv6 addresses
+	Backends                       []*rigBackend
+}
+
+// Address is where packets for a backend are sent.
+func (s rigService) Address(b *rigBackend) netip.Addr {
+	if s.Outer6 {
+		return b.IPv6
+	}
+	return b.IPv4
+}
+
+var rigConfig = template.Must(template.New("config").Parse(`# Written by sluice for a node in network namespaces.
+node: {{.Node}}
+group: {seed_file: {{printf "%q" .Seed}}, peers: {{.Peers}}}
+state_dir: {{printf "%q" .State}}
+control: {socket: {{printf "%q" .Socket}}}
+interfaces:
+  - {name: eth0, mode: auto, queues: all}
+flows: 64k
+drain_time: {{.DrainTime}}
+metrics: {listen: 127.0.0.1:9545}
+services:
+{{- range $s := .Services}}
+  - name: {{.Name}}
+    vip: {{.VIP}}
+    protocol: {{.Protocol}}
+    ports: {{.Ports}}
+    forward: {{.Forward}}
+    {{- with .Check}}
+    check: {{.}}
+    {{- end}}
+    backends:
+      {{- range .Backends}}
+      - {name: {{.Name}}, address: {{$s.Address .}}}
+      {{- end}}
+{{- end}}
+`))
+
+// Name is the backend's name in the configuration.
+func (b *rigBackend) Name() string { return b.name }
+
+// configure writes a node's configuration file.
+func (r *rig) configure(n *rigNode, services ...rigService) error {
+	var b bytes.Buffer
+	err := rigConfig.Execute(&b, map[string]any{
+		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Services": services,
+	})
+	if err != nil {
+		return err
+	}
+	// Whole or not at all: the daemon may read it at any time.
+	if err := os.WriteFile(n.config+".new", b.Bytes(), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(n.config+".new", n.config)
+}
+
+func (n *rigNode) name() string {
+	base := filepath.Base(n.config)
+	return base[:len(base)-len(".yaml")]
+}
+
+// start starts the daemon and healthd of a node, and waits until the node is ready.
+func (r *rig) start(n *rigNode) (err error) {
+	if n.daemon, err = n.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice"), Args: []string{"run", "--config", n.config}}); err != nil {
+		return err
+	}
+	if err := n.daemon.WaitUntil(10*time.Second, "node is ready", n.ready); err != nil {
+		return err
+	}
+	if n.healthd != nil && !n.healthd.Ended() {
+		return nil // it notices that the daemon is another one
+	}
+	n.healthd, err = n.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-healthd"), Args: []string{"run", "--socket", n.socket}})
+	return err
+}
+
+func (n *rigNode) ready() error {
+	st, err := n.status()
+	if err == nil && !st.Ready {
+		err = errors.New(st.NotReady)
+	}
+	return err
+}
+
+func (n *rigNode) status() (control.Status, error) {
+	ctx, cancel := timeout()
+	defer cancel()
+	return control.NewClient(n.socket).Status(ctx)
+}
+
+func (n *rigNode) reload() (control.ReloadResult, error) {
+	ctx, cancel := timeout()
+	defer cancel()
+	return control.NewClient(n.socket).Reload(ctx)
+}
+
+// checkBooks says what does not add up in a node's counters, which must be at rest.
+func checkBooks(st control.Status) error {
+	var errs []error
+	s := st.Traffic.Steer
+	if s.ToVIPs != s.Redirected+s.NoSocket {
+		errs = append(errs, fmt.Errorf("XDP: %d packets to VIPs, but %d redirected + %d no_socket", s.ToVIPs, s.Redirected, s.NoSocket))
+	}
+	var received, forwarded, sent, ring uint64
+	for _, w := range st.Traffic.Workers {
+		if w.Received != w.Forwarded+w.Dropped.Total() {
+			errs = append(errs, fmt.Errorf("worker %d: %d received, but %d forwarded + %d dropped", w.ID, w.Received, w.Forwarded, w.Dropped.Total()))
+		}
+		received += w.Received
+		forwarded += w.Forwarded
+	}
+	for _, i := range st.Traffic.Interfaces {
+		sent += i.Closed.Sent
+		ring += i.Closed.RXDropped + i.Closed.RXRingFull
+		for _, q := range i.Queues {
+			sent += q.Sent
+			ring += q.RXDropped + q.RXRingFull
+		}
+	}
+	if s.Redirected != received+ring {
+		errs = append(errs, fmt.Errorf("%d redirected, but %d received by workers + %d ring drops", s.Redirected, received, ring))
+	}
+	if sent != forwarded {
+		errs = append(errs, fmt.Errorf("%d forwarded, but %d frames sent", forwarded, sent))
+	}
+	return errors.Join(errs...)
+}
