@@ -1,0 +1,67 @@
+# Sluice. `make` alone lists the targets.
+
+SHELL      := /bin/bash -o pipefail
+GO         ?= go
+TOOL       := $(GO) tool -modfile=tools/go.mod
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS    := -s -w -X main.version=$(VERSION)
+CLANG      := clang-14
+# One run of each fuzz target in CI; `make fuzz FUZZTIME=10m` for more.
+FUZZTIME   ?= 30s
+COMMANDS   := sluice sluice-healthd sluice-agent
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build sluice, sluice-healthd and sluice-agent into bin/
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(COMMANDS:%=./cmd/%)
+
+.PHONY: demo
+demo: build ## build, and run the main job in network namespaces (root; nothing else)
+	./bin/sluice demo
+
+.PHONY: test
+test: ## everything: unit, race, functional, lint, BPF objects, fuzz (root; installs what it needs)
+	@./.ci/test
+
+.PHONY: test-unit
+test-unit: ## the tests that need no root, under a minute
+	$(GO) test -short ./...
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck, and where unsafe may be
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'gofmt -w these files'; exit 1; }
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+	@! grep -rl --include='*.go' '"unsafe"' . | grep -v -e '^./forwarder/xsk/' -e '^./internal/shm/' || { echo 'unsafe belongs into forwarder/xsk and internal/shm'; exit 1; }
+
+.PHONY: generate
+generate: ## compile the BPF programs anew, with the pinned clang
+	@command -v $(CLANG) >/dev/null || { echo '$(CLANG) is missing: apt-get install clang-14 llvm-14 libbpf-dev linux-libc-dev'; exit 1; }
+	$(GO) generate ./...
+
+.PHONY: check-generate
+check-generate: ## do the committed BPF objects match their source?
+	@./.ci/check-generate
+
+.PHONY: vulncheck
+vulncheck: ## known vulnerabilities in what is linked
+	$(TOOL) govulncheck ./...
+
+.PHONY: bench
+bench: build ## the benchmarks, and the worker on the memory NIC
+	$(GO) test -run '^$$' -bench . -benchmem ./conntrack ./maglev ./forwarder/...
+	./bin/sluice bench worker --flows 1k,100k,1M,10M
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME
+	@./.ci/fuzz $(FUZZTIME)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
