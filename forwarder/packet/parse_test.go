@@ -5,10 +5,10 @@ import (
 	"encoding/hex"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
-	"unsafe"
 )
 
 var testKey = Key{0x0123456789abcdef, 0xfedcba9876543210}
@@ -354,10 +354,10 @@ func checkMeta(t testing.TB, frame []byte, m Meta) {
 }
 
 func TestMetaSize(t *testing.T) {
-	if s := unsafe.Sizeof(Meta{}); s > 64 {
+	if s := reflect.TypeFor[Meta]().Size(); s > 64 {
 		t.Errorf("Meta has %d bytes: more than a cache line", s)
 	}
-	if s := unsafe.Sizeof(Encap{}); s > 72 {
+	if s := reflect.TypeFor[Encap]().Size(); s > 72 {
 		t.Errorf("Encap has %d bytes, more than 72", s)
 	}
 }
