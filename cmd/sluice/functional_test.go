@@ -828,6 +828,7 @@ func TestDrainOnSIGTERM(t *testing.T) {
 	if by, err := s.curl(s.net.Sources4[0], testVIP4, 1); err != nil || by["web-1"] != 1 {
 		t.Errorf("during drain_time: %v %v", by, err)
 	}
+	s.checkAtRest(node)
 	if err := node.daemon.Wait(10 * time.Second); err != nil || node.daemon.ExitCode() != 0 {
 		t.Errorf("exit code %d, %v", node.daemon.ExitCode(), err)
 	}
@@ -873,5 +874,29 @@ func TestRefusedReload(t *testing.T) {
 	if err := node.daemon.WaitOutput(5*time.Second, "configuration reloaded"); err != nil {
 		t.Fatal(err)
 	}
+	s.down()
+}
+
+// The daemon needs the capabilities that its help names, and no others.
+func TestCapabilities(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, 1, 1)
+	s.nginx()
+	node := s.nodes[0]
+	if err := s.configure(node, s.service(testVIP4, "tcp", "80", "ipip", false)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	node.daemon, err = node.Start(testenv.Cmd{Path: "setpriv", Args: []string{
+		"--bounding-set", "-all,+net_admin,+net_raw,+bpf,+perfmon,+ipc_lock", "--inh-caps", "-all",
+		filepath.Join(bin, "sluice"), "run", "--config", node.config,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := node.daemon.WaitUntil(10*time.Second, "ready", node.ready); err != nil {
+		t.Fatal(err)
+	}
+	s.curlAll(testVIP4, 10)
 	s.down()
 }

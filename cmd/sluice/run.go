@@ -38,7 +38,7 @@ SIGHUP, or sluice reload, reads the configuration again; a file with a mistake c
 the node unready (/readyz), keeps forwarding for drain_time so that routers can turn away, and then ends; a second one
 ends at once. The VIPs' blackhole routes stay behind, so that the kernel does not answer for them.
 
-Needs root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_IPC_LOCK and CAP_SYS_NICE.`,
+Needs root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and, beyond the limit of locked memory, CAP_IPC_LOCK.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error { return run(c.Context(), file, c.ErrOrStderr()) },
 	}

@@ -112,7 +112,7 @@ func (s *Steer) Stats() (Stats, error) {
 // privilegeHint names the likely cause of a refusal.
 func privilegeHint(err error) string {
 	if errors.Is(err, os.ErrPermission) {
-		return "; needs CAP_BPF and CAP_NET_ADMIN (run as root)"
+		return "; needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (run as root)"
 	}
 	return ""
 }
