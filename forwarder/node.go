@@ -289,7 +289,7 @@ func (n *Node) Apply(spec Spec) error {
 		return err
 	}
 	if err := n.Engine.Apply(spec); err != nil {
-		return err
+		return errors.Join(err, n.steer.SetVIPs(n.VIPs())) // the old ones are still served
 	}
 	if err := n.steer.SetVIPs(vips); err != nil {
 		return err

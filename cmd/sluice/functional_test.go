@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -68,8 +69,13 @@ type system struct {
 
 func newSystem(t testing.TB, nodes, backends int) *system {
 	t.Helper()
+	return newSystemWithQueues(t, nodes, backends, 2)
+}
+
+func newSystemWithQueues(t testing.TB, nodes, backends, queues int) *system {
+	t.Helper()
 	env := testenv.ForTest(t)
-	r, err := newRig(env, rigOptions{dir: t.TempDir(), bin: bin, nodes: nodes, backends: backends, queues: 2, vips: []netip.Addr{testVIP4, testVIP6}})
+	r, err := newRig(env, rigOptions{dir: t.TempDir(), bin: bin, nodes: nodes, backends: backends, queues: queues, vips: []netip.Addr{testVIP4, testVIP6}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -899,4 +905,27 @@ func TestCapabilities(t *testing.T) {
 	}
 	s.curlAll(testVIP4, 10)
 	s.down()
+}
+
+// More queues than cores are dealt out to the workers, fewer leave cores without a worker; no packet is lost either way.
+func TestQueues(t *testing.T) {
+	for _, queues := range []int{1, 5} {
+		t.Run(fmt.Sprintf("%d queues", queues), func(t *testing.T) {
+			t.Parallel()
+			s := newSystemWithQueues(t, 1, 2, queues)
+			s.nginx()
+			s.up(s.service(testVIP4, "tcp", "80", "ipip", false))
+			s.curlAll(testVIP4, 100)
+			st := s.status(s.nodes[0])
+			if want := min(queues, runtime.NumCPU()); len(st.Traffic.Workers) != want {
+				t.Errorf("%d workers, want %d", len(st.Traffic.Workers), want)
+			}
+			for _, q := range st.Traffic.Interfaces[0].Queues {
+				if q.Received == 0 || q.Worker != q.Queue%len(st.Traffic.Workers) {
+					t.Errorf("queue %d: worker %d, %d received", q.Queue, q.Worker, q.Received)
+				}
+			}
+			s.down()
+		})
+	}
 }
