@@ -30,9 +30,9 @@ type serviceCounts [packet.NumReasons]uint64
 
 // totals are a worker's own books.
 type totals struct {
-	received, forwarded          uint64
-	newFlows, refused, evictions uint64
-	reasons                      [packet.NumReasons]uint64
+	received, forwarded, answered, generated uint64
+	newFlows, refused, evictions             uint64
+	reasons                                  [packet.NumReasons]uint64
 }
 
 // counters are one worker's. The worker alone calls its methods but those named read…, and counts in plain words; publish
@@ -60,11 +60,11 @@ type serviceCell struct {
 
 // sharedCounters is what other goroutines read. Large, but untouched pages take no memory.
 type sharedCounters struct {
-	received, forwarded          atomic.Uint64
-	newFlows, refused, evictions atomic.Uint64
-	reasons                      [packet.NumReasons]atomic.Uint64
-	slots                        []sharedSlot
-	services                     [][packet.NumReasons]atomic.Uint64
+	received, forwarded, answered, generated atomic.Uint64
+	newFlows, refused, evictions             atomic.Uint64
+	reasons                                  [packet.NumReasons]atomic.Uint64
+	slots                                    []sharedSlot
+	services                                 [][packet.NumReasons]atomic.Uint64
 }
 
 type sharedSlot struct{ packets, bytes, newFlows atomic.Uint64 }
@@ -111,6 +111,8 @@ func (c *counters) publish(now int64) {
 	s := &c.shared
 	s.received.Store(c.received)
 	s.forwarded.Store(c.forwarded)
+	s.answered.Store(c.answered)
+	s.generated.Store(c.generated)
 	s.newFlows.Store(c.newFlows)
 	s.refused.Store(c.refused)
 	s.evictions.Store(c.evictions)
@@ -139,7 +141,7 @@ func (c *counters) publish(now int64) {
 func (c *counters) readTotals() totals {
 	s := &c.shared
 	t := totals{
-		received: s.received.Load(), forwarded: s.forwarded.Load(),
+		received: s.received.Load(), forwarded: s.forwarded.Load(), answered: s.answered.Load(), generated: s.generated.Load(),
 		newFlows: s.newFlows.Load(), refused: s.refused.Load(), evictions: s.evictions.Load(),
 	}
 	for i := range s.reasons {

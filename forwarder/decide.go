@@ -5,6 +5,7 @@ import (
 
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/xsk"
 )
 
 // decide chooses a backend for each packet on the list of misses, and inserts a word where the flow needs one.
@@ -23,14 +24,20 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 			fresh, admitted := s.pool.ChooseNew(w.engine.keys.Mix, m.Hash, w.engine.admit)
 			insert = !ok || fresh != existing
 			slot, ok = fresh, admitted
-		case m.Flags&(packet.FIN|packet.RST) != 0:
-			insert = false // the flow ends here
+		case m.Flags&(packet.FIN|packet.RST|packet.ICMPError) != 0:
+			insert = false // the flow ends here, or this is not one of its packets
 		}
 		if !ok {
 			m.Reason = packet.NoBackend
 			continue
 		}
 		w.slots[i] = slot
+		if m.Flags&packet.ICMPError != 0 {
+			if other, ok := s.pool.ChooseExisting(w.engine.keys.Mix, m.Hash, w.engine.admit); ok && other != slot {
+				w.copyTo(i, other)
+			}
+			continue
+		}
 		if old := w.words[i]; old != 0 {
 			if slot != old.Slot() && w.table.Replace(w.indices[i], old, slot, tick, conntrack.Probation) {
 				w.newFlow(slot)
@@ -51,6 +58,24 @@ func (s *service) existing(key, hash uint64, admit []atomic.Uint32, now int64) (
 		}
 	}
 	return s.pool.ChooseExisting(key, hash, admit)
+}
+
+// copyTo adds a copy of packet i to the batch, for another slot. It is for the ICMP error of a flow that may be at either of
+// two backends. Without a free frame, or room in the batch, there is no copy: the sender of an error does not count on it.
+func (w *Worker) copyTo(i uint8, slot uint32) {
+	if w.copies == maxCopies {
+		return
+	}
+	addr, ok := w.from.Spare()
+	if !ok {
+		return
+	}
+	k := w.received + w.copies
+	w.copies++
+	d := &w.descs[i]
+	copy(w.io.Memory[addr:], w.io.Memory[d.Addr:d.Addr+uint64(d.Len)])
+	w.descs[k] = xsk.Desc{Addr: addr, Len: d.Len}
+	w.metas[k], w.services[k], w.slots[k] = w.metas[i], w.services[i], slot
 }
 
 func (w *Worker) insert(hash uint64, slot uint32, tick uint16, lives []conntrack.Life) {

@@ -23,6 +23,7 @@
 //
 // # Books
 //
-// Every frame that a worker receives is either forwarded or counted under exactly one [packet.Reason]:
-// received = forwarded + Σ reasons, exactly, whenever the worker is at rest.
+// Every frame that a worker receives is either forwarded, or answered by the worker itself (echo requests to a VIP), or
+// counted under exactly one [packet.Reason]: received = forwarded + answered + Σ reasons, exactly, whenever the worker is at
+// rest.
 package forwarder

@@ -24,7 +24,7 @@ func (e *Engine) Stats() Stats {
 		all.refused += t.refused
 		all.evictions += t.evictions
 		st.Workers = append(st.Workers, WorkerStats{
-			ID: w.id, CPU: int(w.cpu.Load()), Received: t.received, Forwarded: t.forwarded, NewFlows: t.newFlows,
+			ID: w.id, CPU: int(w.cpu.Load()), Received: t.received, Forwarded: t.forwarded, Answered: t.answered, Generated: t.generated, NewFlows: t.newFlows,
 			Restarts: w.restarts.Load(), Dropped: t.reasons, Heartbeat: w.heartbeat.Load(),
 		})
 	}

@@ -11,27 +11,27 @@ import (
 // them has been sent or given back when it returns, and counted.
 func (w *Worker) Poll(q int) int {
 	port := w.io.Queues[q].Port
-	n := port.Receive(w.descs[:])
+	n := port.Receive(w.descs[:batchSize])
 	if n == 0 {
 		return 0
 	}
-	w.from, w.received = port, n
+	w.from, w.fromQueue, w.received = port, int32(q), n
 	snap := w.engine.snapshot.Load()
 	now := w.engine.clock()
 	tick := conntrack.Tick(now)
 
-	w.parse(snap, n)
+	w.parse(snap, n, now)
 	w.table.Prefetch(w.hashes[:n])
 	w.table.LookupBatch(w.hashes[:n], w.indices[:n], w.words[:n])
 	w.lookup(snap, n, tick)
 	w.decide(snap, now, tick)
-	w.rewrite(snap, n)
+	w.rewrite(snap, n+w.copies)
 	w.transmit(n)
 	return n
 }
 
 // parse fills metas, hashes and services of the batch. A packet to the same place as the one before needs no search.
-func (w *Worker) parse(snap *Snapshot, n int) {
+func (w *Worker) parse(snap *Snapshot, n int, now int64) {
 	var dst packet.Addr
 	var port uint16
 	var proto uint8
@@ -42,6 +42,10 @@ func (w *Worker) parse(snap *Snapshot, n int) {
 		packet.Parse(w.io.Memory[d.Addr:d.Addr+uint64(d.Len)], &w.engine.keys.Flow, m)
 		w.hashes[i] = m.Hash
 		if m.Reason != packet.None {
+			continue
+		}
+		if m.Flags&packet.Echo != 0 {
+			m.Reason = w.admitEcho(snap, m, now)
 			continue
 		}
 		if m.DstPort != port || m.Dst != dst || m.Proto != proto {
@@ -57,7 +61,7 @@ func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
 	missed := 0
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
-		if m.Reason != packet.None {
+		if m.Reason != packet.None || m.Flags&packet.Echo != 0 {
 			continue
 		}
 		word := w.words[i]
@@ -77,7 +81,9 @@ func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
 				continue // retransmitted, a client's port used again, or forged: whichever, it changes nothing here
 			}
 		case state != maglev.Down || m.Proto == protoTCP: // a TCP flow stays with a backend that is down: nobody else can continue it
-			w.table.Refresh(w.indices[i], word, tick, m.Flags&(packet.FIN|packet.RST) != 0)
+			if m.Flags&packet.ICMPError == 0 { // an error is no sign of life, and anybody can forge one
+				w.table.Refresh(w.indices[i], word, tick, m.Flags&(packet.FIN|packet.RST) != 0)
+			}
 			continue
 		}
 		w.misses[missed] = uint8(i) // with a word, to be replaced
@@ -91,6 +97,12 @@ func (w *Worker) rewrite(snap *Snapshot, n int) {
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
 		if m.Reason != packet.None {
+			continue
+		}
+		if m.Flags&packet.Echo != 0 {
+			w.descs[i].Len = uint32(packet.EchoReply(w.io.Memory[w.descs[i].Addr:], m))
+			w.queues[i] = w.fromQueue
+			w.leaving[w.fromQueue]++
 			continue
 		}
 		t := &snap.targets[w.slots[i]]
@@ -121,21 +133,24 @@ func (w *Worker) transmit(n int) {
 	for q := range w.leaving {
 		if w.leaving[q] > 0 {
 			w.leaving[q] = 0
-			w.send(n, int32(q))
+			w.send(n+w.copies, int32(q))
 		}
 	}
 	dropped := 0
-	for i := range w.metas[:n] {
+	for i := range w.metas[:n+w.copies] {
 		m := &w.metas[i]
 		if m.Reason == packet.None {
 			continue
 		}
-		c.reasons[m.Reason]++
-		if m.Reason >= packet.NoBackend { // it had a service
-			c.drop(w.services[i], m.Reason)
-		}
 		w.dropped[dropped] = w.descs[i]
 		dropped++
+		if i >= n {
+			continue // a copy: the packet itself is counted
+		}
+		c.reasons[m.Reason]++
+		if m.Reason >= packet.NoBackend && m.Flags&packet.Echo == 0 { // it had a service
+			c.drop(w.services[i], m.Reason)
+		}
 	}
 	if dropped > 0 {
 		w.from.Recycle(w.dropped[:dropped])
@@ -144,7 +159,7 @@ func (w *Worker) transmit(n int) {
 	// the node, which takes the queue away.
 	_ = w.from.Wake()
 	c.received += uint64(n)
-	w.received, w.handing = 0, false
+	w.received, w.copies, w.handing = 0, 0, false
 }
 
 // send hands the frames that leave by queue q to it, and counts those that were taken; the others get a reason.
@@ -165,11 +180,19 @@ func (w *Worker) send(n int, q int32) {
 	}
 	c := w.count
 	for _, i := range w.outIndices[:sent] {
+		if int(i) >= w.received {
+			c.generated++
+			continue
+		}
+		if w.metas[i].Flags&packet.Echo != 0 {
+			c.answered++
+			continue
+		}
+		c.forwarded++
 		cell := c.slot(w.slots[i])
 		cell.packets++
 		cell.bytes += uint64(w.metas[i].End - w.metas[i].L3)
 	}
-	c.forwarded += uint64(sent)
 	full := packet.TxFull
 	if gone != nil {
 		full = packet.EgressDown

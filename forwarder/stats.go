@@ -24,12 +24,15 @@ type SteerStats struct {
 	NoSocket   uint64 `json:"no_socket"`  // of these, dropped because their queue has no socket
 }
 
-// WorkerStats is one worker's books: Received = Forwarded + Σ Dropped, at rest.
+// WorkerStats is one worker's books. At rest Received = Forwarded + Answered + Σ Dropped, and the frames that its sockets
+// sent = Forwarded + Answered + Generated.
 type WorkerStats struct {
 	ID        int    `json:"id"`
 	CPU       int    `json:"cpu"`       // the core it is pinned to; -1 when it is not
 	Received  uint64 `json:"received"`  // frames
 	Forwarded uint64 `json:"forwarded"` // frames
+	Answered  uint64 `json:"answered"`  // frames that the worker answered itself: echo requests to a VIP
+	Generated uint64 `json:"generated"` // frames sent beyond these: copies of ICMP errors for a second backend
 	NewFlows  uint64 `json:"new_flows"` // words inserted or replaced
 	Restarts  uint64 `json:"restarts"`  // times it was started again after a panic
 	Heartbeat int64  `json:"heartbeat"` // CLOCK_MONOTONIC ns of its last turn

@@ -14,6 +14,8 @@ import (
 const (
 	// batchSize is how many frames go through the stages together. Fewer cost more a packet, more gain nothing.
 	batchSize = 64
+	// maxCopies is how many copies of packets a batch can have beside them; see copyTo.
+	maxCopies = 8
 	// emptyPolls is how often a worker looks at all its queues in vain before it sleeps.
 	emptyPolls = 256
 	// sleep is how long it then sleeps at most; it bounds how late an idle worker notices a new snapshot or a command.
@@ -31,6 +33,8 @@ type Port interface {
 	Transmit(batch []xsk.Desc) int
 	// Recycle takes frames back that are not sent.
 	Recycle(batch []xsk.Desc)
+	// Spare gives the worker a free frame, to be written from addr on; false if there is none.
+	Spare() (addr uint64, ok bool)
 	// Wake tells the other side of the rings that something was done, if it asked to be told: one system call at most.
 	Wake() error
 }
@@ -67,31 +71,36 @@ type Worker struct {
 	ended     chan struct{} // closed when Run returns
 	count     *counters
 
+	// echoes is when the next echo request may be answered; see admitEcho.
+	echoes int64
+
 	// The batch under way.
 	batch
 }
 
 // batch is the state of the stages. Index i is the same frame everywhere.
 type batch struct {
-	descs    [batchSize]xsk.Desc
-	metas    [batchSize]packet.Meta
-	hashes   [batchSize]uint64
-	services [batchSize]uint32
-	slots    [batchSize]uint32
+	descs    [batchSize + maxCopies]xsk.Desc
+	metas    [batchSize + maxCopies]packet.Meta
+	hashes   [batchSize + maxCopies]uint64
+	services [batchSize + maxCopies]uint32
+	slots    [batchSize + maxCopies]uint32
 	// words and indices are the flows' words. For a packet on the list of misses a word is left only if it is live and its
 	// target does not take the packet: it is to be replaced.
-	words   [batchSize]conntrack.Word
-	indices [batchSize]int
-	misses  [batchSize]uint8 // indices of packets to decide
+	words   [batchSize + maxCopies]conntrack.Word
+	indices [batchSize + maxCopies]int
+	misses  [batchSize + maxCopies]uint8 // indices of packets to decide
 	missed  int
-	queues  [batchSize]int32 // that the packet leaves by
-	leaving []int            // by queue: how many packets do
-	dropped [batchSize]xsk.Desc
+	queues  [batchSize + maxCopies]int32 // that the packet leaves by
+	leaving []int                        // by queue: how many packets do
+	dropped [batchSize + maxCopies]xsk.Desc
 	// What is handed to one queue.
-	outDescs   [batchSize]xsk.Desc
-	outIndices [batchSize]uint8
+	outDescs   [batchSize + maxCopies]xsk.Desc
+	outIndices [batchSize + maxCopies]uint8
 	from       Port // where the batch came from
+	fromQueue  int32
 	received   int  // how many frames it has; 0 between batches
+	copies     int  // how many copies come after them
 	handing    bool // frames are being handed to rings
 }
 
@@ -194,11 +203,11 @@ func (w *Worker) recovered(r any) error {
 		return err
 	}
 	if n := w.received; n > 0 {
-		w.from.Recycle(w.descs[:n])
+		w.from.Recycle(w.descs[:n+w.copies])
 		w.count.received += uint64(n)
 		w.count.reasons[packet.Internal] += uint64(n)
 	}
-	w.received, w.missed = 0, 0
+	w.received, w.copies, w.missed = 0, 0, 0
 	clear(w.leaving)
 	return err
 }

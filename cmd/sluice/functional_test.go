@@ -929,3 +929,75 @@ func TestQueues(t *testing.T) {
 		})
 	}
 }
+
+// The classic failure of ECMP and load balancers: a link towards the client has a smaller MTU, and the router's error goes to
+// the VIP. It must reach the backend whose packets were too big, on either node; then the transfer goes on.
+func TestPathMTU(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, 2, 3)
+	s.nginx()
+	for _, b := range s.backends {
+		data := make([]byte, 4<<20)
+		_, _ = io.ReadFull(random(3, int64(len(data))), data)
+		if err := os.WriteFile(s.path("nginx-"+b.name+"/www/big"), data, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := sha256.New()
+	_, _ = io.Copy(want, random(3, 4<<20))
+	s.up(s.service(testVIP4, "tcp", "80", "ipip", false), s.service(testVIP6, "tcp", "80", "ipip", true))
+	for i := range s.net.Sources4 {
+		for _, source := range []netip.Addr{s.net.Sources4[i], s.net.Sources6[i]} {
+			err := s.net.Router.AddRoute(testenv.Route{Dst: netip.PrefixFrom(source, source.BitLen()), Link: "client", MTU: 1300})
+			if err != nil {
+				t.Fatal(err)
+			}
+			vip := testVIP4
+			if source.Is6() {
+				vip = testVIP6
+			}
+			s.run(s.net.Client, time.Minute, "curl", "-s", "-S", "-g", "--max-time", "20", "-o", s.path("got"), "--interface", source.String(), "http://"+urlHost(vip)+"/big")
+			data, err := os.ReadFile(s.path("got"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := sha256.Sum256(data); !bytes.Equal(got[:], want.Sum(nil)) {
+				t.Errorf("%v from %v: %d bytes, other than were sent", vip, source, len(data))
+			}
+		}
+	}
+	errors4, errors6 := uint64(0), uint64(0)
+	for _, b := range s.backends {
+		c, err := b.Counters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		errors4 += c["IcmpInDestUnreachs"]
+		errors6 += c["Icmp6InPktTooBigs"]
+	}
+	t.Logf("backends got %d frag-needed and %d packet-too-big", errors4, errors6)
+	if errors4 == 0 || errors6 == 0 {
+		t.Error("no error reached a backend: the test shows nothing")
+	}
+	s.down()
+}
+
+// A VIP answers pings, of both families and up to the size of a packet, and its answers are counted.
+func TestPing(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, 1, 1)
+	s.up(s.service(testVIP4, "tcp", "80", "ipip", false), s.service(testVIP6, "udp", "53", "l2", true))
+	for _, vip := range s.vips {
+		for _, size := range []string{"0", "56", "1400"} {
+			s.run(s.net.Client, 20*time.Second, "ping", "-q", "-c", "20", "-i", "0.01", "-W", "2", "-s", size, vip.String())
+		}
+	}
+	answered := uint64(0)
+	for _, w := range s.status(s.nodes[0]).Traffic.Workers {
+		answered += w.Answered
+	}
+	if answered != 2*3*20 {
+		t.Errorf("%d answered, want 120", answered)
+	}
+	s.down()
+}

@@ -151,11 +151,12 @@ func printStatus(out io.Writer, s control.Status) error {
 	t := s.Traffic.Table
 	fmt.Fprintf(w, "\nflow table: %d MiB for %d flows; %d established, %d on probation, %d closing at the last sweep; %d inserted, %d evicted, %d refused\n",
 		t.Bytes>>20, t.Words/2, t.Established, t.Probation, t.Closing, t.Inserted, t.Evicted, t.Refused)
-	var received, forwarded uint64
+	var received, forwarded, answered uint64
 	dropped := control.Dropped{}
 	for _, x := range s.Traffic.Workers {
 		received += x.Received
 		forwarded += x.Forwarded
+		answered += x.Answered
 		for reason, n := range x.Dropped {
 			dropped[reason] += n
 		}
@@ -163,7 +164,7 @@ func printStatus(out io.Writer, s control.Status) error {
 			fmt.Fprintf(w, "worker %d was started again %d times after a fault; see the log\n", x.ID, x.Restarts)
 		}
 	}
-	fmt.Fprintf(w, "to VIPs: %d packets; %d received, %d forwarded\n", s.Traffic.Steer.ToVIPs, received, forwarded)
+	fmt.Fprintf(w, "to VIPs: %d packets; %d received, %d forwarded, %d answered\n", s.Traffic.Steer.ToVIPs, received, forwarded, answered)
 	if n := s.Traffic.Steer.NoSocket; n > 0 {
 		dropped["no_socket"] = n
 	}

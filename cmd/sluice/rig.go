@@ -220,13 +220,13 @@ func checkBooks(st control.Status) error {
 	if s.ToVIPs != s.Redirected+s.NoSocket {
 		errs = append(errs, fmt.Errorf("XDP: %d packets to VIPs, but %d redirected + %d no_socket", s.ToVIPs, s.Redirected, s.NoSocket))
 	}
-	var received, forwarded, sent, ring uint64
+	var received, out, sent, ring uint64
 	for _, w := range st.Traffic.Workers {
-		if w.Received != w.Forwarded+w.Dropped.Total() {
-			errs = append(errs, fmt.Errorf("worker %d: %d received, but %d forwarded + %d dropped", w.ID, w.Received, w.Forwarded, w.Dropped.Total()))
+		if w.Received != w.Forwarded+w.Answered+w.Dropped.Total() {
+			errs = append(errs, fmt.Errorf("worker %d: %d received, but %d forwarded + %d answered + %d dropped", w.ID, w.Received, w.Forwarded, w.Answered, w.Dropped.Total()))
 		}
 		received += w.Received
-		forwarded += w.Forwarded
+		out += w.Forwarded + w.Answered + w.Generated
 	}
 	for _, i := range st.Traffic.Interfaces {
 		sent += i.Closed.Sent
@@ -239,8 +239,8 @@ func checkBooks(st control.Status) error {
 	if s.Redirected != received+ring {
 		errs = append(errs, fmt.Errorf("%d redirected, but %d received by workers + %d ring drops", s.Redirected, received, ring))
 	}
-	if sent != forwarded {
-		errs = append(errs, fmt.Errorf("%d forwarded, but %d frames sent", forwarded, sent))
+	if sent != out {
+		errs = append(errs, fmt.Errorf("%d forwarded, answered and generated, but %d frames sent", out, sent))
 	}
 	return errors.Join(errs...)
 }

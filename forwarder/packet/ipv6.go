@@ -34,6 +34,10 @@ func parseIPv6(frame []byte, key *Key, m *Meta) {
 	m.L3, m.L4, m.End = ethLen, l4, uint16(end)
 	m.Proto, m.Class = proto, h[0]<<4|h[1]>>4
 	if proto != ProtoTCP && proto != ProtoUDP {
+		if proto == ProtoICMPv6 {
+			m.parseICMP6(frame[l4:end], key)
+			return
+		}
 		m.stop(notTransport(proto), V6)
 		return
 	}
@@ -56,8 +60,6 @@ func parseIPv6(frame []byte, key *Key, m *Meta) {
 // notTransport says why a packet whose first next header is neither TCP nor UDP is not forwarded.
 func notTransport(next uint8) Reason {
 	switch next {
-	case ProtoICMPv6:
-		return ICMP
 	case 44: // fragment header
 		return Fragment
 	// IANA "IPv6 Extension Header Types": hop-by-hop options, routing, ESP, authentication, destination options,

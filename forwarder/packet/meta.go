@@ -25,7 +25,11 @@ const (
 	FIN uint8 = 1 << 0 // the TCP FIN flag is set
 	SYN uint8 = 1 << 1 // the TCP SYN flag is set and ACK is not: the first packet of a connection
 	RST uint8 = 1 << 2 // the TCP RST flag is set
-	V6  uint8 = 1 << 7 // the packet is IPv6
+	// ICMPError marks an ICMP error about a flow: Hash, ports and Proto are those of the flow's packets to the VIP, while
+	// Dst, the offsets and Class are those of the ICMP packet itself.
+	ICMPError uint8 = 1 << 3
+	Echo      uint8 = 1 << 4 // an ICMP or ICMPv6 echo request; it has neither ports nor hash
+	V6        uint8 = 1 << 7 // the packet is IPv6
 )
 
 // Meta is what the stages of the worker need to know of a packet. It is filled by Parse and holds no pointers; a batch
@@ -44,7 +48,7 @@ type Meta struct {
 	End     uint16 // offset one past the IP packet, at most the frame's length; what follows is Ethernet padding
 	Proto   uint8  // IPv4 protocol or IPv6 next header
 	Class   uint8  // DSCP and ECN: the TOS byte of IPv4, the traffic class of IPv6
-	Flags   uint8  // FIN, SYN, RST, V6
+	Flags   uint8  // FIN, SYN, RST, ICMPError, Echo, V6
 	Reason  Reason // None if the packet may go on
 }
 

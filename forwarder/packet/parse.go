@@ -68,7 +68,7 @@ func Parse(frame []byte, key *Key, m *Meta) {
 	}
 	if proto != ProtoTCP && proto != ProtoUDP {
 		if proto == ProtoICMP {
-			m.stop(ICMP, 0)
+			m.parseICMP(frame[l4:end], key)
 		} else {
 			m.stop(Protocol, 0)
 		}

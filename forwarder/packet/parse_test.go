@@ -71,6 +71,7 @@ func TestParse(t *testing.T) {
 		m.Flags |= flags
 		return m
 	}
+	flagged := func(m Meta, f uint8) Meta { m.Flags |= f; return m }
 	class := func(m Meta, c uint8) Meta { m.Class = c; return m }
 	only := func(r Reason) Meta { return Meta{Reason: r} }
 	tcp4 := flow(to4(34, 54, 6, None), from4(40000, 80, 6), 40000, 80, 0)
@@ -110,7 +111,8 @@ func TestParse(t *testing.T) {
 		{"IPv4 header only", eth4 + "45 00 00 14  00 00 40 00  40 06 6c d6  0a 01 02 03  c0 00 02 0a", to4(34, 34, 6, BadTransport)},
 		{"first fragment", eth4 + "45 00 00 28  00 07 20 00  40 06 8c bb  0a 01 02 03  c0 00 02 0a" + tcpSYN, to4(34, 54, 6, Fragment)},
 		{"last fragment", eth4 + "45 00 00 28  00 07 00 01  40 06 ac ba  0a 01 02 03  c0 00 02 0a" + tcpSYN, to4(34, 54, 6, Fragment)},
-		{"ICMP echo", eth4 + "45 00 00 1c  00 00 40 00  40 01 6c d3  0a 01 02 03  c0 00 02 0a  08 00 f7 ff 00 00 00 00", to4(34, 42, 1, ICMP)},
+		{"ICMP echo", eth4 + "45 00 00 1c  00 00 40 00  40 01 6c d3  0a 01 02 03  c0 00 02 0a  08 00 f7 ff 00 00 00 00", flagged(to4(34, 42, 1, None), Echo)},
+		{"ICMP echo reply", eth4 + "45 00 00 1c  00 00 40 00  40 01 6c d3  0a 01 02 03  c0 00 02 0a  00 00 ff ff 00 00 00 00", to4(34, 42, 1, ICMP)},
 		{"ICMPv6 in IPv4", eth4 + "45 00 00 1c  00 00 40 00  40 3a 6c 9a  0a 01 02 03  c0 00 02 0a  80 00 00 00 00 00 00 00", to4(34, 42, 58, Protocol)},
 		{"GRE", eth4 + "45 00 00 18  00 00 40 00  40 2f 6c a9  0a 01 02 03  c0 00 02 0a  00 00 08 00", to4(34, 38, 47, Protocol)},
 
@@ -135,7 +137,9 @@ func TestParse(t *testing.T) {
 			"20 01 0d b8 00 00 00 00 00 00 00 00 00 00 00 10  00 00 00 00 00 00 00 00 00 00 ff ff c0 00 02 0a" + tcpSYN, only(BadIPHeader)},
 		{"IPv6 empty", eth6 + "60 00 00 00  00 00 06 40" + ip6Addrs, to6(54, 6, BadTransport)},
 		{"IPv6 UDP length 0", eth6 + "60 00 00 00  00 0c 11 40" + ip6Addrs + strings.Replace(udp4, "00 0c", "00 00", 1), to6(66, 17, BadTransport)},
-		{"ICMPv6", eth6 + "60 00 00 00  00 08 3a 40" + ip6Addrs + "80 00 00 00 00 00 00 00", to6(62, 58, ICMP)},
+		{"ICMPv6 echo", eth6 + "60 00 00 00  00 08 3a 40" + ip6Addrs + "80 00 00 00 00 00 00 00", flagged(to6(62, 58, None), Echo)},
+		{"ICMPv6 echo reply", eth6 + "60 00 00 00  00 08 3a 40" + ip6Addrs + "81 00 00 00 00 00 00 00", to6(62, 58, ICMP)},
+		{"ICMPv6 cut", eth6 + "60 00 00 00  00 07 3a 40" + ip6Addrs + "80 00 00 00 00 00 00", to6(61, 58, BadICMP)},
 		{"ICMP in IPv6", eth6 + "60 00 00 00  00 08 01 40" + ip6Addrs + "08 00 00 00 00 00 00 00", to6(62, 1, Protocol)},
 		{"IPv6 hop-by-hop", eth6 + "60 00 00 00  00 1c 00 40" + ip6Addrs + "06 00 01 04 00 00 00 00" + tcpSYN, to6(82, 0, ExtensionHeader)},
 		{"IPv6 fragment", eth6 + "60 00 00 00  00 1c 2c 40" + ip6Addrs + "06 00 00 01 00 00 00 07" + tcpSYN, to6(82, 44, Fragment)},
@@ -320,7 +324,7 @@ func TestParseTotal(t *testing.T) {
 		checkMeta(t, frame, m)
 		seen[m.Reason]++
 	}
-	for r := None; r <= ICMP; r++ {
+	for r := None; r <= BadICMP; r++ {
 		if seen[r] < 20 {
 			t.Errorf("%v seen %d times only: the test has grown blunt", r, seen[r])
 		}
@@ -332,7 +336,8 @@ func checkMeta(t testing.TB, frame []byte, m Meta) {
 	t.Helper()
 	switch m.Reason {
 	case None:
-		if m.Proto != ProtoTCP && m.Proto != ProtoUDP || int(m.End-m.L4) < udpLen {
+		echo := m.Flags&^V6 == Echo && m.Hash == 0 && (m.Proto == ProtoICMP || m.Proto == ProtoICMPv6)
+		if !echo && m.Proto != ProtoTCP && m.Proto != ProtoUDP || int(m.End-m.L4) < udpLen {
 			t.Fatalf("%x goes on as %+v", frame, m)
 		}
 	case Truncated, NotIP, BadIPHeader, BadChecksum:
@@ -340,7 +345,7 @@ func checkMeta(t testing.TB, frame []byte, m Meta) {
 			t.Fatalf("%x: fields without meaning are set: %+v", frame, m)
 		}
 		return
-	case BadTransport, Fragment, ExtensionHeader, Protocol, ICMP:
+	case BadTransport, Fragment, ExtensionHeader, Protocol, ICMP, BadICMP:
 		if m.Hash != 0 || m.SrcPort != 0 || m.DstPort != 0 || m.Flags&^V6 != 0 {
 			t.Fatalf("%x: fields without meaning are set: %+v", frame, m)
 		}

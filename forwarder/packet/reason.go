@@ -19,8 +19,10 @@ const (
 	ExtensionHeader               // extension_header
 	Protocol                      // protocol
 	ICMP                          // icmp
+	BadICMP                       // bad_icmp
 	NotVIP                        // not_vip
 	NoService                     // no_service
+	EchoLimit                     // echo_limit
 	NoBackend                     // no_backend
 	NoRoute                       // no_route
 	NoNeighbour                   // no_neighbour
@@ -42,9 +44,11 @@ var reasons = [NumReasons]struct{ name, sentence string }{
 	Fragment:        {"fragment", "The packet is a fragment of a datagram, which carries no ports or only a part of the data."},
 	ExtensionHeader: {"extension_header", "An IPv6 extension header precedes the transport header."},
 	Protocol:        {"protocol", "The transport protocol is neither TCP nor UDP."},
-	ICMP:            {"icmp", "The packet is ICMP or ICMPv6, which is not forwarded to backends."},
+	ICMP:            {"icmp", "The packet is an ICMP message that is neither an echo request nor an error about a packet."},
+	BadICMP:         {"bad_icmp", "The ICMP message is cut short, or the packet that it is about is not one that the VIP sent."},
 	NotVIP:          {"not_vip", "The destination address is not a virtual IP of the current configuration."},
 	NoService:       {"no_service", "No service takes this protocol and port of the virtual IP."},
+	EchoLimit:       {"echo_limit", "The worker has answered as many echo requests as it does in a second."},
 	NoBackend:       {"no_backend", "No backend of the service takes traffic now."},
 	NoRoute:         {"no_route", "The node has no usable route to the chosen backend."},
 	NoNeighbour:     {"no_neighbour", "The next hop to the chosen backend has not answered ARP or neighbour discovery."},

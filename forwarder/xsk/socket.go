@@ -140,6 +140,22 @@ func (s *Socket) submit(n uint32) {
 	s.changed = true
 }
 
+// Spare takes a frame off the free list and gives it to the worker: the address of the place in it where received frames
+// begin. It reports false if none is free.
+func (s *Socket) Spare() (addr uint64, ok bool) {
+	u := s.umem
+	last := len(u.free) - 1
+	if last < 0 {
+		return 0, false
+	}
+	addr = u.free[last] + uint64(kernelHeadroom+u.options.Headroom)
+	u.free = u.free[:last]
+	if u.held != nil {
+		u.take([]Desc{{Addr: addr}})
+	}
+	return addr, true
+}
+
 // Recycle puts the worker's frames on the free list.
 func (s *Socket) Recycle(batch []Desc) {
 	if s.umem.held != nil {

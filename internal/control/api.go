@@ -44,7 +44,7 @@ type Traffic struct {
 	Table      forwarder.TableStats       `json:"table"`
 }
 
-// Worker is one worker's books: received = forwarded + the sum of dropped, at rest.
+// Worker is one worker's books: received = forwarded + answered + the sum of dropped, at rest.
 type Worker struct {
 	forwarder.WorkerStats
 	Dropped Dropped `json:"dropped"`

@@ -178,8 +178,12 @@ var table = []*metric{
 	{name: "sluice_queue_tx_ring_empty_total", kind: counter, labels: []string{"interface", "queue"}, help: "Times the kernel found nothing to send.", use: "Of no concern; it tells how often the queue was drained.",
 		read: socket(func(c *forwarder.SocketStats) uint64 { return c.TXRingEmpty })},
 
-	{name: "sluice_worker_received_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker took from its queues.", use: "At rest it equals forwarded plus all dropped.",
+	{name: "sluice_worker_received_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker took from its queues.", use: "At rest it equals forwarded plus answered plus all dropped.",
 		read: worker(func(w *control.Worker) uint64 { return w.Received })},
+	{name: "sluice_worker_answered_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker answered itself: echo requests to a VIP.", use: "Pings. What exceeds the limit is dropped under echo_limit.",
+		read: worker(func(w *control.Worker) uint64 { return w.Answered })},
+	{name: "sluice_worker_generated_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames sent beyond those forwarded and answered: copies of ICMP errors for a second backend.", use: "Only in the minute after a change of backends.",
+		read: worker(func(w *control.Worker) uint64 { return w.Generated })},
 	{name: "sluice_worker_forwarded_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker forwarded.", use: "Its rate against received is the share that gets through.",
 		read: worker(func(w *control.Worker) uint64 { return w.Forwarded })},
 	{name: "sluice_worker_dropped_packets_total", kind: counter, labels: []string{"worker", "reason"}, help: "Frames that the worker did not forward, by reason; reasons that never occurred are left out.", use: "The first thing to look at when packets are lost; the reasons are below.",
