@@ -39,6 +39,7 @@ func (v value) config() *Config {
 	}
 	c.BusyPoll, _ = top.field("busy_poll").boolean()
 	c.Flows, _ = top.field("flows").amount(minFlows, maxFlows)
+	c.Tunnel = top.section("tunnel").tunnel()
 	c.Services = top.field("services").services()
 	metrics := top.section("metrics")
 	c.Metrics.Listen, _ = metrics.field("listen").addrPort()
@@ -108,6 +109,15 @@ func (m mapping) control() (c Control) {
 		}
 	}
 	return c
+}
+
+func (m mapping) tunnel() (t Tunnel) {
+	port, _ := m.field("gue_port").integer(1, 65535)
+	t.GUEPort = uint16(port)
+	t.GUEChecksum, _ = m.field("gue_checksum").boolean()
+	t.SourceIPv4 = m.field("source_ipv4").prefix(true)
+	t.SourceIPv6 = m.field("source_ipv6").prefix(false)
+	return t
 }
 
 func (v value) interfaces() (out []Interface) {
@@ -192,7 +202,7 @@ func (m mapping) service(seen names) (s placed) {
 	s.Protocol, _ = enum(m.field("protocol"), TCP, UDP)
 	s.ports = m.field("ports")
 	s.Ports, _ = s.ports.ports()
-	s.Forward, _ = enum(m.field("forward"), ForwardL2, ForwardIPIP)
+	s.Forward, _ = enum(m.field("forward"), ForwardL2, ForwardIPIP, ForwardGUE)
 	s.Scheduler, _ = enum(m.field("scheduler"), SchedulerMaglev)
 	if v := m.field("check"); !v.missing() {
 		if check, ok := v.mapping(); ok {
@@ -255,7 +265,7 @@ func (m mapping) backends(s *placed) {
 			addresses.once(address, out.Address.String(), "address")
 			if s.Forward == ForwardL2 && s.VIP.IsValid() && s.VIP.Is4() != out.Address.Is4() {
 				address.refuseAs(out.Address.String()+" behind the VIP "+s.VIP.String(), "an address of the VIP's family",
-					"forward: l2 sends the packet as it is; ipip crosses families")
+					"forward: l2 sends the packet as it is; ipip and gue cross families")
 			}
 		}
 		s.Backends = append(s.Backends, out)

@@ -37,6 +37,7 @@ type Config struct {
 	CPUs       CPUs          `yaml:"cpus,omitempty"` // ascending, each once; empty: any core of the process
 	BusyPoll   bool          `yaml:"busy_poll"`
 	Flows      uint64        `yaml:"flows"` // flows the table is meant for; takes effect at the next start
+	Tunnel     Tunnel        `yaml:"tunnel"`
 	Services   []Service     `yaml:"services"`
 	Metrics    Metrics       `yaml:"metrics"`
 	DrainTime  time.Duration `yaml:"drain_time"`
@@ -96,6 +97,15 @@ func (q Queues) MarshalYAML() (any, error) {
 	return int(q), nil
 }
 
+// Tunnel is what the outer headers of ipip and gue have in common.
+type Tunnel struct {
+	GUEPort     uint16 `yaml:"gue_port"`     // UDP destination port
+	GUEChecksum bool   `yaml:"gue_checksum"` // UDP checksums are filled in
+	// The outer source is an address of the prefix, another one for each flow; nil: the one that the node's routing gives.
+	SourceIPv4 *netip.Prefix `yaml:"source_ipv4,omitempty"`
+	SourceIPv6 *netip.Prefix `yaml:"source_ipv6,omitempty"`
+}
+
 // Service is one VIP with a protocol and ports, and the backends that share its flows.
 type Service struct {
 	Name      string     `yaml:"name"` // unique in the file
@@ -132,6 +142,7 @@ type Forward string
 const (
 	ForwardL2   Forward = "l2"   // the destination MAC is rewritten; the backend is on the same link as the node
 	ForwardIPIP Forward = "ipip" // an outer IP header is put in front
+	ForwardGUE  Forward = "gue"  // an outer IP and UDP header is put in front
 )
 
 // Scheduler is how a backend is chosen for a new flow.

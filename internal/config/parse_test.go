@@ -50,6 +50,7 @@ func TestDefaults(t *testing.T) {
 		Control:    Control{Socket: "/run/sluice/control.sock"},
 		Interfaces: []Interface{{Name: "eth0", Mode: ModeAuto, Queues: AllQueues}},
 		Flows:      4_000_000,
+		Tunnel:     Tunnel{GUEPort: 6080},
 		Services: []Service{{
 			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: TCP, Ports: Ports{{80, 80}}, Forward: ForwardIPIP,
 			Scheduler: SchedulerMaglev,

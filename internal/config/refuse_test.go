@@ -69,10 +69,10 @@ var refusals = []struct {
 		"f:2:5: interfaces[0]: found \"eth0\", expected a mapping",
 	}},
 	{"unknown field at the top", "", "nodes: lb1\n", []string{
-		"f:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, services, metrics, drain_time, log (did you mean node?)",
+		"f:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log (did you mean node?)",
 	}},
 	{"unknown field, nothing near", "", "zebra: 1\n", []string{
-		"f:1:1: found unknown field \"zebra\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, services, metrics, drain_time, log",
+		"f:1:1: found unknown field \"zebra\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log",
 	}},
 	{"unknown field in a backend", "        address: 10.0.0.2\n", "        adress: 10.0.0.2\n", []string{
 		"f:12:9: services[0].backends[1]: found no address, expected an IPv4 or IPv6 address",
@@ -100,10 +100,10 @@ var refusals = []struct {
 		"f:1:7: node: found a value tagged !x, expected a name of 1 to 63 letters, digits, dots, dashes and underscores (put it in quotes if it is meant as text)",
 	}},
 	{"limits", "", "limits: {per_source: {packets: 50k/s}}\n", []string{
-		"f:1:1: found unknown field \"limits\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, services, metrics, drain_time, log (this version has no limits)",
+		"f:1:1: found unknown field \"limits\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log (this version has no limits)",
 	}},
 	{"SYN defence", "", "syn_defence: auto\n", []string{
-		"f:1:1: found unknown field \"syn_defence\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, services, metrics, drain_time, log (this version has no SYN defence)",
+		"f:1:1: found unknown field \"syn_defence\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log (this version has no SYN defence)",
 	}},
 	{"weight", "      - name: b\n", "      - name: b\n        weight: 100\n", []string{
 		"f:13:9: services[0].backends[1]: found unknown field \"weight\", expected one of name, address (this version gives all backends of a service the same share)",
@@ -111,11 +111,24 @@ var refusals = []struct {
 	{"backend port", "      - name: b\n", "      - name: b\n        port: 8080\n", []string{
 		"f:13:9: services[0].backends[1]: found unknown field \"port\", expected one of name, address (a backend receives on the port that the client used; another needs forward: nat, which this version does not have)",
 	}},
-	{"gue", "forward: ipip", "forward: gue", []string{
-		"f:8:14: services[0].forward: found \"gue\", expected l2 or ipip (this version does not have gue)",
+	{"GUE port 0", "", "tunnel: {gue_port: 0}\n", []string{
+		"f:1:20: tunnel.gue_port: found 0, expected a number from 1 to 65535",
+	}},
+	{"outer source with host bits", "", "tunnel: {source_ipv4: 10.7.0.1/16}\n", []string{
+		"f:1:23: tunnel.source_ipv4: found \"10.7.0.1/16\", expected an IPv4 prefix such as 10.7.0.0/16 (write 10.7.0.0/16)",
+	}},
+	{"outer source of the other family", "", "tunnel: {source_ipv4: 'fd00::/64', source_ipv6: 10.0.0.0/8}\n", []string{
+		"f:1:23: tunnel.source_ipv4: found \"fd00::/64\", expected an IPv4 prefix such as 10.7.0.0/16",
+		"f:1:49: tunnel.source_ipv6: found \"10.0.0.0/8\", expected an IPv6 prefix such as fd00:7::/64",
+	}},
+	{"outer source of everybody", "", "tunnel: {source_ipv4: 0.0.0.0/0}\n", []string{
+		"f:1:23: tunnel.source_ipv4: found 0.0.0.0/0, expected a prefix of addresses that hosts have (a /16 of IPv4 or a /64 of IPv6 is plenty)",
+	}},
+	{"outer source of a group", "", "tunnel: {source_ipv6: 'ff00::/16'}\n", []string{
+		"f:1:23: tunnel.source_ipv6: found ff00::/16, expected a prefix of addresses that hosts have (a /16 of IPv4 or a /64 of IPv6 is plenty)",
 	}},
 	{"nat", "forward: ipip", "forward: nat", []string{
-		"f:8:14: services[0].forward: found \"nat\", expected l2 or ipip (this version does not have nat)",
+		"f:8:14: services[0].forward: found \"nat\", expected l2, ipip or gue (this version does not have nat)",
 	}},
 	{"least-conn", "    forward: ipip\n", "    forward: ipip\n    scheduler: least-conn\n", []string{
 		"f:9:16: services[0].scheduler: found \"least-conn\", expected maglev (this version does not have least-conn)",
@@ -358,7 +371,7 @@ var refusals = []struct {
 		"f:13:18: services[0].backends[1].address: found ::1, an address of the loopback, expected the address of one host, valid beyond its link",
 	}},
 	{"l2 across families", "forward: ipip\n    backends:\n      - name: a\n        address: 10.0.0.1\n", "forward: l2\n    backends:\n      - name: a\n        address: 2001:db8::1\n", []string{
-		"f:11:18: services[0].backends[0].address: found 2001:db8::1 behind the VIP 192.0.2.10, expected an address of the VIP's family (forward: l2 sends the packet as it is; ipip crosses families)",
+		"f:11:18: services[0].backends[0].address: found 2001:db8::1 behind the VIP 192.0.2.10, expected an address of the VIP's family (forward: l2 sends the packet as it is; ipip and gue cross families)",
 	}},
 	{"service name twice", "        address: 10.0.0.2\n", "        address: 10.0.0.2\n" + strings.NewReplacer("other", "web").Replace(second), []string{
 		"f:14:11: services[1].name: found \"web\" again, after line 4, expected another name",

@@ -36,12 +36,18 @@ var schema = []field{
 	{"busy_poll", "bool", "false", false, "Let the workers poll the driver instead of waiting for interrupts: lower latency for a core that is always busy."},
 	{"flows", "amount", "4M", false, "How many flows the flow table is meant for, at 16 bytes each (1k to 1000M; k and M mean thousand and million). A change takes effect at the next start."},
 
+	{"tunnel", "mapping", "", false, "The outer headers of `forward: ipip` and `forward: gue`."},
+	{"tunnel.gue_port", "port", "6080", false, "The UDP port that backends take GUE packets on."},
+	{"tunnel.gue_checksum", "bool", "false", false, "Fill in the UDP checksum of GUE packets. Without it, it is zero, over IPv6 too (RFC 6935): the inner packet has its own, and summing up each packet costs time."},
+	{"tunnel.source_ipv4", "prefix4", "", false, "A prefix from which the outer IPv4 source is taken, another address for each flow, so that routers and NICs spread a node's IPIP traffic. Nothing is ever sent to these addresses, but firewalls and the agents' `--source` must allow them. Without it, the address that the node's routing gives."},
+	{"tunnel.source_ipv6", "prefix6", "", false, "The same for IPv6; the last 32 bits vary at most."},
+
 	{"services", "list", "", true, "What is balanced. At least one; each name once. Services of one VIP and protocol must not share a port."},
 	{"services[].name", "name", "", true, "The name of the service in status, metrics and logs."},
 	{"services[].vip", "vip", "", true, "The virtual IPv4 or IPv6 address that clients connect to. Every packet to it is taken from the node's own stack."},
 	{"services[].protocol", "protocol", "", true, "The transport protocol."},
 	{"services[].ports", "ports", "", true, "A port, a range such as `8000-8999`, a list of both, or `any`. Backends receive on the same port."},
-	{"services[].forward", "forward", "", true, "`l2` rewrites the destination MAC: backends are on the node's own link and of the VIP's family. `ipip` puts an IP header in front: backends may be anywhere and of either family. In both, the VIP is on the backend's loopback and replies go straight to the client."},
+	{"services[].forward", "forward", "", true, "`l2` rewrites the destination MAC: backends are on the node's own link and of the VIP's family. `ipip` puts an IP header in front: backends may be anywhere and of either family. `gue` puts an IP and a UDP header in front, whose source port is another one for each flow. In all, the VIP is on the backend's loopback and replies go straight to the client."},
 	{"services[].scheduler", "scheduler", "maglev", false, "How a new flow gets its backend. `maglev` chooses by the flow's hash, alike on every node of the group."},
 	{"services[].check", "mapping", "", false, "How healthd probes the backends, at their own addresses. Without it, all of them count as up."},
 	{"services[].check.type", "check", "", true, "`tcp`: a connection is accepted. `http`: GET answers with a status from 200 to 399; redirects are not followed."},
@@ -85,7 +91,9 @@ var kinds = map[string]string{
 	"protocol":  "tcp or udp",
 	"ports":     "a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
 	"port":      "a port from 1 to 65535",
-	"forward":   "l2 or ipip",
+	"forward":   "l2, ipip or gue",
+	"prefix4":   "an IPv4 prefix such as 10.7.0.0/16",
+	"prefix6":   "an IPv6 prefix such as fd00:7::/64",
 	"scheduler": "maglev",
 	"check":     "tcp or http",
 	"urlpath":   "a path that begins with a slash",
@@ -108,7 +116,7 @@ var absent = map[string]string{
 
 // absentValues holds values that other versions have.
 var absentValues = map[string][]string{
-	"services[].forward":    {"gue", "nat"},
+	"services[].forward":    {"nat"},
 	"services[].scheduler":  {"wrr", "least-conn", "p2c", "source"},
 	"services[].check.type": {"https", "http2", "grpc", "udp", "dns", "ping", "exec"},
 }

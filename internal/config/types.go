@@ -265,6 +265,26 @@ func (v value) address() (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
+// prefix reads a prefix of one family that holds nothing but addresses of hosts; nil if there is none.
+func (v value) prefix(ipv4 bool) *netip.Prefix {
+	s, ok := v.text()
+	if !ok {
+		return nil
+	}
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil || p.Addr().Is4() != ipv4:
+		v.refuse("")
+	case p != p.Masked():
+		v.refuse("write " + p.Masked().String())
+	case ipv4 && p.Bits() < 8 || !ipv4 && p.Bits() < 16 || !p.Addr().IsGlobalUnicast():
+		v.refuseAs(p.String(), "a prefix of addresses that hosts have", "a /16 of IPv4 or a /64 of IPv6 is plenty")
+	default:
+		return &p
+	}
+	return nil
+}
+
 func (v value) addrPort() (netip.AddrPort, bool) {
 	s, ok := v.text()
 	if !ok {
