@@ -84,15 +84,19 @@ type batch struct {
 	indices [batchSize]int
 	misses  [batchSize]uint8 // indices of packets to decide
 	missed  int
-	queues  [batchSize]int32 // that the packet leaves by
-	leaving []int            // by queue: how many packets do
+	leaving []departures // by queue
 	dropped [batchSize]xsk.Desc
-	// What is handed to one queue.
-	outDescs   [batchSize]xsk.Desc
-	outIndices [batchSize]uint8
-	from       Port // where the batch came from
-	received   int  // how many frames it has; 0 between batches
-	handing    bool // frames are being handed to rings
+
+	from     Port // where the batch came from
+	received int  // how many frames it has; 0 between batches
+	handing  bool // frames are being handed to rings
+}
+
+// departures are the frames of a batch that leave by one queue, rewritten.
+type departures struct {
+	n       int
+	descs   [batchSize]xsk.Desc
+	indices [batchSize]uint8 // in the batch
 }
 
 // NewWorker adds a worker to the engine.
@@ -116,7 +120,7 @@ func (w *Worker) Attach(io WorkerIO) {
 	for q := len(io.Queues) - 1; q >= 0; q-- { // the lowest queue of each interface in the end
 		w.egress[io.Queues[q].Interface] = int32(q)
 	}
-	w.leaving = make([]int, len(io.Queues))
+	w.leaving = make([]departures, len(io.Queues))
 }
 
 // Run treats frames until stop is set. A panic costs the batch under way, which is counted under Internal; its frames are
