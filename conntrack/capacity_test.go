@@ -18,7 +18,7 @@ func TestCapacity(t *testing.T) {
 		const seeds = 3
 		for seed := range uint64(seeds) {
 			table := newTable(t, int(words))
-			lives := []Life{{MaxLife, MaxLife, MaxLife}}
+			lives := []Life{{0, MaxLife, MaxLife, MaxLife}}
 			before := refused
 			for i := range uint64(n) {
 				switch o := table.Insert(hashOf(seed<<40+i), 0, 5, Established, lives); o {
@@ -61,7 +61,7 @@ func TestFalseHits(t *testing.T) {
 		n, queries = 1<<13, 1<<16
 	}
 	words, _ := WordsFor(n)
-	lives := []Life{{MaxLife, MaxLife, MaxLife}}
+	lives := []Life{{0, MaxLife, MaxLife, MaxLife}}
 	for _, bits := range []int{8, 10, 12} {
 		narrow := func(i uint64) uint64 { // a hash with one of 2^bits fingerprints
 			r := hashOf(i)

@@ -66,7 +66,7 @@ func stress(t *testing.T, words []uint64, flowCount, ops int) {
 					hash := hashes[i]
 					check(hash, index[i], w)
 					switch dice := r.IntN(16); {
-					case w == 0 || table.Expired(w, now, lives):
+					case w == 0 || expired(w, now, lives):
 						s := State(1 + dice&1)
 						o := table.Insert(hash, slotOf(hash)+uint32(dice>>1&dice>>2&1), now, s, lives)
 						outcomes[o].Add(1)
@@ -134,7 +134,7 @@ func TestSameFlowInEveryOrder(t *testing.T) {
 		at, old uint64
 		o       Outcome
 	}
-	lives := []Life{{30, 30, 30}, {30, 30, 30}, {30, 30, 30}}
+	lives := []Life{{0, 30, 30, 30}, {0, 30, 30, 30}, {0, 30, 30, 30}}
 	for _, hash := range []uint64{testHash, testHash + 1} { // home is the lower line, and the higher
 		table := newTable(t, 64)
 		home, fp := table.home(hash), uint64(hash>>32)
@@ -216,7 +216,7 @@ func TestSameFlowInEveryOrder(t *testing.T) {
 // not and goes to the alternate line.
 func TestSameFlowAtOnce(t *testing.T) {
 	const rounds = 1 << 16
-	lives := []Life{{30, 30, 30}, {30, 30, 30}}
+	lives := []Life{{0, 30, 30, 30}, {0, 30, 30, 30}}
 	table := newTable(t, 16*rounds)
 	place := func(i, k uint64) *uint64 {
 		return &table.line(table.home(hashOf(i)))[(preferred(hashOf(i)>>32)+k)%lineWords]

@@ -140,7 +140,7 @@ func (t *Table) victim(home, alt uint64, tick uint16, lives []Life) (at, old uin
 					c = EvictedClosing
 				}
 			}
-			if life := lifeOf(w, lives); life == 0 || age > life {
+			if expired(w, tick, lives) {
 				c = EvictedExpired
 			}
 			if c < o || c == o && age > idlest {

@@ -211,7 +211,7 @@ func TestInsertSettles(t *testing.T) {
 		{testHash, Replaced, 0},    // home is the lower line: the word written here stays
 		{testHash + 5, Present, 2}, // the alternate is: the other one stays
 	} {
-		lives := []Life{{30, 30, 30}, {30, 30, 30}, {30, 30, 30}}
+		lives := []Life{{0, 30, 30, 30}, {0, 30, 30, 30}, {0, 30, 30, 30}}
 		table := newTable(t, 64)
 		home := table.home(c.hash)
 		alt := table.alternate(home, c.hash>>32)
@@ -232,7 +232,7 @@ func FuzzTable(f *testing.F) {
 	f.Add([]byte("\x01\x41\x81\xc1\x02\x42\x82\xc2\x01\x41\x81\xc1"))
 	f.Add([]byte("\xc0\xc5\xff\x00\x20\x40\x80\xa0\xe0\x3f\x7f\xbf"))
 	f.Fuzz(func(t *testing.T, ops []byte) {
-		lives := []Life{{3, 200, 2}, {5, 150, 4}, {}}
+		lives := []Life{{0, 3, 200, 2}, {0, 5, 150, 4}, {}}
 		table := newTable(t, 16)
 		known := map[uint64]Word{} // what the flow's word may be; absent: none
 		tick := uint16(4000)
@@ -249,7 +249,7 @@ func FuzzTable(f *testing.F) {
 				used := table.used()
 				o := table.Insert(hash, slot, tick, Probation, lives)
 				switch {
-				case there && table.Expired(w, tick, lives):
+				case there && expired(w, tick, lives):
 					if o != Replaced {
 						t.Fatalf("op %d: %v, want replaced", n, o)
 					}
@@ -285,7 +285,7 @@ func FuzzTable(f *testing.F) {
 				var c Census
 				table.Sweep(0, 2, tick, lives, &c)
 				for h, w := range known {
-					if table.Expired(w, tick, lives) {
+					if expired(w, tick, lives) {
 						delete(known, h)
 					}
 				}

@@ -19,7 +19,7 @@ func onMemory(t *testing.T, words []uint64) {
 		t.Fatal(err)
 	}
 	n := len(words) / 2
-	lives := []Life{{MaxLife, MaxLife, MaxLife}}
+	lives := []Life{{0, MaxLife, MaxLife, MaxLife}}
 	refused := 0
 	for i := range uint64(n) {
 		switch o := table.Insert(hashOf(i), 0, 5, Probation, lives); o {

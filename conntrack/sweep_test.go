@@ -4,7 +4,7 @@ import "testing"
 
 // A sweep in parts removes exactly what has expired and counts exactly what remains.
 func TestSweep(t *testing.T) {
-	lives := []Life{{10, 100, 5}, {20, 200, 50}, {}}
+	lives := []Life{{0, 10, 100, 5}, {0, 20, 200, 50}, {}}
 	const now, lines = 50, 128
 	table := newTable(t, lines*lineWords)
 	var want Census
@@ -18,7 +18,7 @@ func TestSweep(t *testing.T) {
 		}
 		w := MakeWord(uint32(r>>32), uint32(r>>8%4), uint16(r>>16), State(1+r>>24%3)) // slot 3 is beyond lives
 		table.words[i] = uint64(w)
-		if table.Expired(w, now, lives) {
+		if expired(w, now, lives) {
 			want.Removed++
 			want.States[Empty]++
 			continue
@@ -70,7 +70,7 @@ func TestSweep(t *testing.T) {
 
 // A word written once and never again is gone before its age looks small again, if sweeps keep their time.
 func TestSweepBeforeTicksWrap(t *testing.T) {
-	lives := []Life{{MaxLife, MaxLife, MaxLife}}
+	lives := []Life{{0, MaxLife, MaxLife, MaxLife}}
 	const every = 558 // ticks: 20 minutes
 	for start := range 4096 {
 		table := newTable(t, 16)

@@ -68,7 +68,7 @@ func matches(w, fp uint64) bool { return w>>32 == fp && w != 0 }
 func (t *Table) Prefetch(hashes []uint64) { prefetch(t.words, t.mask, hashes) }
 
 // Lookup returns the word of the flow with this hash and its index in the table, or a zero word if it has none. The
-// word may be expired (see [Table.Expired]). It looks into the home line and, only if nothing is there, into the
+// word may be expired (see [Life.Expired]). It looks into the home line and, only if nothing is there, into the
 // alternate. Workers use [Table.LookupBatch].
 func (t *Table) Lookup(hash uint64) (index int, w Word) {
 	home, fp := t.home(hash), hash>>32
@@ -168,7 +168,3 @@ func (t *Table) Replace(index int, old Word, slot uint32, tick uint16, s State) 
 	next := MakeWord(old.Fingerprint(), slot, tick, s)
 	return atomic.CompareAndSwapUint64(&t.words[index], uint64(old), uint64(next))
 }
-
-// Expired reports whether w, which is not zero, has idled longer than its slot's life in its state. A slot beyond
-// lives, or with the zero Life, is out of use, and its words are expired.
-func (t *Table) Expired(w Word, tick uint16, lives []Life) bool { return expired(w, tick, lives) }

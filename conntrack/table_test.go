@@ -104,7 +104,7 @@ func TestLookup(t *testing.T) {
 // An empty word has the bits of fingerprint 0, which a flow may have.
 func TestFingerprintZero(t *testing.T) {
 	table := newTable(t, 16)
-	lives := []Life{{9, 9, 9}}
+	lives := []Life{{0, 9, 9, 9}}
 	const hash = 1
 	if _, w := table.Lookup(hash); w != 0 {
 		t.Fatalf("found %#x in an empty table", w)

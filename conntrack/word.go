@@ -91,29 +91,18 @@ func Age(now, then uint16) uint16 {
 	return age
 }
 
-// Life is how many ticks a word of one slot may idle in each state before it expires, at most [MaxLife]. A zero means
-// that words in this state are expired at once; the zero Life is that of a slot out of use.
-type Life struct {
-	Probation, Established, Closing uint16
+// Life is how many ticks a word of one slot may idle in each state, at most [MaxLife], before it expires. Life[Empty] is
+// zero. A zero means that words in this state are expired at once; the zero Life is that of a slot out of use.
+type Life [4]uint16
+
+// Expired reports whether w, a word of the slot whose life this is, has idled for longer than it may. An empty word is
+// expired.
+func (l *Life) Expired(w Word, tick uint16) bool {
+	return max(Age(tick, w.Tick()), 1) > l[w.State()] // a zero is over at any age
 }
 
-// lifeOf is how many ticks w may idle: 0 if its slot is out of use, which those beyond lives are.
-func lifeOf(w Word, lives []Life) uint16 {
-	if slot := uint64(w.Slot()); slot < uint64(len(lives)) {
-		switch w.State() {
-		case Probation:
-			return lives[slot].Probation
-		case Established:
-			return lives[slot].Established
-		case Closing:
-			return lives[slot].Closing
-		}
-	}
-	return 0
-}
-
-// expired reports whether w, which is not empty, has idled for longer than its slot allows.
+// expired is Life.Expired with the lives of all slots. A slot beyond them is out of use, and its words are expired.
 func expired(w Word, tick uint16, lives []Life) bool {
-	life := lifeOf(w, lives)
-	return life == 0 || Age(tick, w.Tick()) > life
+	slot := uint64(w.Slot())
+	return slot >= uint64(len(lives)) || lives[slot].Expired(w, tick)
 }

@@ -82,7 +82,7 @@ func TestTicks(t *testing.T) {
 }
 
 func TestExpired(t *testing.T) {
-	lives := []Life{{Probation: 10, Established: 100, Closing: 5}, {}, {Established: 7}, {MaxLife, MaxLife, MaxLife}}
+	lives := []Life{{Probation: 10, Established: 100, Closing: 5}, {}, {Established: 7}, {0, MaxLife, MaxLife, MaxLife}}
 	for _, c := range []struct {
 		name string
 		slot uint32
@@ -97,6 +97,7 @@ func TestExpired(t *testing.T) {
 		{"closing at its life", 0, Closing, 5, false},
 		{"closing beyond", 0, Closing, 6, true},
 		{"zero life", 1, Established, 0, true},
+		{"empty", 0, Empty, 0, true},
 		{"no life in this state", 2, Probation, 0, true},
 		{"but in another", 2, Established, 0, false},
 		{"slot beyond lives", 4, Established, 0, true},
@@ -104,10 +105,9 @@ func TestExpired(t *testing.T) {
 		{"longest life", 3, Established, MaxLife, false},
 		{"beyond the longest life, before the next sweep", 3, Established, MaxLife + 559, true},
 	} {
-		table := newTable(t, 16)
 		for _, now := range []uint16{0, 5, 2000, 4095} { // ages across the wrap
 			w := MakeWord(1, c.slot, now-c.age, c.s)
-			if got := table.Expired(w, now, lives); got != c.want {
+			if got := expired(w, now, lives); got != c.want {
 				t.Errorf("%s, tick %d: expired %v, want %v", c.name, now, got, c.want)
 			}
 		}

@@ -21,8 +21,16 @@ const previousTableNanos = int64(60 * time.Second)
 // Lifetimes of words without traffic, in ticks of 2.15 s. A TCP connection may be silent for two hours, the longest that the
 // table's clock can tell; a handshake or a flow that sent one packet gets a minute.
 var (
-	tcpLife = conntrack.Life{Probation: conntrack.Ticks(time.Minute), Established: conntrack.Ticks(2 * time.Hour), Closing: conntrack.Ticks(30 * time.Second)}
-	udpLife = conntrack.Life{Probation: conntrack.Ticks(30 * time.Second), Established: conntrack.Ticks(2 * time.Minute), Closing: conntrack.Ticks(30 * time.Second)}
+	tcpLife = conntrack.Life{
+		conntrack.Probation:   conntrack.Ticks(time.Minute),
+		conntrack.Established: conntrack.Ticks(2 * time.Hour),
+		conntrack.Closing:     conntrack.Ticks(30 * time.Second),
+	}
+	udpLife = conntrack.Life{
+		conntrack.Probation:   conntrack.Ticks(30 * time.Second),
+		conntrack.Established: conntrack.Ticks(2 * time.Minute),
+		conntrack.Closing:     conntrack.Ticks(30 * time.Second),
+	}
 )
 
 // EngineConfig is what an Engine is made of.
@@ -304,6 +312,7 @@ func (e *Engine) rebuild() {
 		if snap.services[st.service].tcp {
 			snap.lives[i] = tcpLife
 		}
+		snap.targets[i].life = snap.lives[i]
 	}
 	e.snapshot.Store(snap)
 }

@@ -29,9 +29,11 @@ type service struct {
 }
 
 // target is where a slot's packets go: a ready-made header, and the interface to leave by.
+// It fills one cache line.
 type target struct {
 	encap   packet.Encap
-	service uint32
+	life    conntrack.Life // that of its slot in Snapshot.lives
+	service uint16
 	maxLen  uint16        // bytes: the largest IP packet, as received, that fits the egress MTU
 	egress  uint8         // index of the interface
 	problem packet.Reason // why nothing can be sent there now; None otherwise
@@ -53,7 +55,7 @@ type Hop struct {
 
 // newTarget makes a slot's target from the way to its backend.
 func newTarget(number uint32, mode Mode, backend netip.Addr, hop Hop, known bool) target {
-	t := target{service: number, problem: packet.NoRoute}
+	t := target{service: uint16(number), problem: packet.NoRoute}
 	if !known {
 		return t
 	}

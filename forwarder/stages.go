@@ -32,15 +32,17 @@ func (w *Worker) Poll(q int) int {
 
 // parse fills metas, hashes and services of the batch. A packet to the same place as the one before needs no search.
 func (w *Worker) parse(snap *Snapshot, n int, now int64) {
+	for i := range w.descs[:n] {
+		d, m := &w.descs[i], &w.metas[i]
+		packet.Parse(w.io.Memory[d.Addr:d.Addr+uint64(d.Len)], &w.engine.keys.Flow, m)
+		w.hashes[i] = m.Hash
+	}
 	var dst packet.Addr
 	var port uint16
 	var proto uint8
 	service, reason := uint32(0), packet.NotVIP // no packet is for the zero address
-	for i := range w.descs[:n] {
-		d := &w.descs[i]
+	for i := range w.metas[:n] {
 		m := &w.metas[i]
-		packet.Parse(w.io.Memory[d.Addr:d.Addr+uint64(d.Len)], &w.engine.keys.Flow, m)
-		w.hashes[i] = m.Hash
 		if m.Reason != packet.None {
 			continue
 		}
@@ -58,6 +60,7 @@ func (w *Worker) parse(snap *Snapshot, n int, now int64) {
 
 // lookup turns the words that were found into slots, and puts the packets whose flow has none on the list of misses.
 func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
+	targets, admit := snap.targets, w.engine.admit
 	missed := 0
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
@@ -65,16 +68,17 @@ func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
 			continue
 		}
 		word := w.words[i]
-		slot := word.Slot()
-		if word == 0 || slot >= uint32(len(snap.targets)) || snap.targets[slot].service != w.services[i] || w.table.Expired(word, tick, snap.lives) {
-			// No word; or that of another service, a false hit and not ours to change; or one that is past its time.
+		slot := int(word.Slot())
+		if slot >= len(targets) || uint32(targets[slot].service) != w.services[i] || targets[slot].life.Expired(word, tick) {
+			// No word, which passes for expired; or that of another service, a false hit and not ours to change; or one that is
+			// past its time.
 			w.words[i] = 0
 			w.misses[missed] = uint8(i)
 			missed++
 			continue
 		}
-		w.slots[i] = slot
-		state := maglev.Admit(w.engine.admit[slot].Load()).State()
+		w.slots[i] = uint32(slot)
+		state := maglev.Admit(admit[slot].Load()).State()
 		switch {
 		case m.Flags&packet.SYN != 0:
 			if state == maglev.Up {
@@ -92,20 +96,20 @@ func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
 	w.missed = missed
 }
 
-// rewrite puts each packet's new header in front of it and notes the queue that it leaves by.
+// rewrite puts each packet's new header in front of it, and sorts the packets by the queue that they leave by.
 func (w *Worker) rewrite(snap *Snapshot, n int) {
+	targets := snap.targets
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
 		if m.Reason != packet.None {
 			continue
 		}
 		if m.Flags&packet.Echo != 0 {
-			w.descs[i].Len = uint32(packet.EchoReply(w.io.Memory[w.descs[i].Addr:], m))
-			w.queues[i] = w.fromQueue
-			w.leaving[w.fromQueue]++
+			d := &w.descs[i]
+			w.depart(w.fromQueue, i, int(d.Addr), packet.EchoReply(w.io.Memory[d.Addr:], m))
 			continue
 		}
-		t := &snap.targets[w.slots[i]]
+		t := &targets[w.slots[i]]
 		if t.problem != packet.None {
 			m.Reason = t.problem
 			continue
@@ -120,22 +124,84 @@ func (w *Worker) rewrite(snap *Snapshot, n int) {
 			continue
 		}
 		start, length := t.encap.Apply(w.io.Memory, int(w.descs[i].Addr), m)
-		w.descs[i] = xsk.Desc{Addr: uint64(start), Len: uint32(length)}
-		w.queues[i] = q
-		w.leaving[q]++
+		w.depart(q, i, start, length)
 	}
+}
+
+// depart puts a rewritten frame on the list of a queue.
+func (w *Worker) depart(q int32, i, start, length int) {
+	out := &w.leaving[q]
+	out.descs[out.n] = xsk.Desc{Addr: uint64(start), Len: uint32(length)}
+	out.indices[out.n] = uint8(i)
+	out.n++
 }
 
 // transmit hands the rewritten frames to their queues and the others back to the UMEM, and counts all of them.
 func (w *Worker) transmit(n int) {
-	c := w.count
 	w.handing = true
+	sent := 0
 	for q := range w.leaving {
-		if w.leaving[q] > 0 {
-			w.leaving[q] = 0
-			w.send(n+w.copies, int32(q))
+		if w.leaving[q].n > 0 {
+			sent += w.send(q)
 		}
 	}
+	if sent < n+w.copies {
+		w.drop(n)
+	}
+	// The fill ring was refilled by Receive, and the driver may be waiting for that. If the interface is gone, netlink tells
+	// the node, which takes the queue away.
+	_ = w.from.Wake()
+	w.count.received += uint64(n)
+	w.received, w.copies, w.handing = 0, 0, false
+}
+
+// send hands the frames that leave by queue q to it, counts those that were taken and returns how many; the others get a
+// reason.
+func (w *Worker) send(q int) (sent int) {
+	out, port := &w.leaving[q], w.io.Queues[q].Port
+	descs, indices := out.descs[:out.n], out.indices[:out.n]
+	out.n = 0
+	sent = port.Transmit(descs)
+	gone := port.Wake()
+	if sent < len(descs) && gone == nil { // the ring was full; it may have room now
+		sent += port.Transmit(descs[sent:])
+		gone = port.Wake()
+	}
+	c := w.count
+	c.forwarded += uint64(sent)
+	for _, i := range indices[:sent] {
+		m := &w.metas[i]
+		if m.Flags&packet.Echo != 0 || int(i) >= w.received {
+			c.forwarded--
+			w.countOwn(int(i))
+			continue
+		}
+		cell := c.slot(w.slots[i])
+		cell.packets++
+		cell.bytes += uint64(m.End - m.L3)
+	}
+	full := packet.TxFull
+	if gone != nil {
+		full = packet.EgressDown
+	}
+	for _, i := range indices[sent:] {
+		w.metas[i].Reason = full
+	}
+	return sent
+}
+
+// countOwn counts a frame that was sent and is not a received packet on its way to its backend.
+func (w *Worker) countOwn(i int) {
+	if i >= w.received {
+		w.count.generated++
+	} else {
+		w.count.answered++
+	}
+}
+
+// drop gives the frames that have a reason not to be sent back to the UMEM, and counts the packets among them; of a copy the
+// packet itself is counted.
+func (w *Worker) drop(n int) {
 	dropped := 0
 	for i := range w.metas[:n+w.copies] {
 		m := &w.metas[i]
@@ -145,59 +211,12 @@ func (w *Worker) transmit(n int) {
 		w.dropped[dropped] = w.descs[i]
 		dropped++
 		if i >= n {
-			continue // a copy: the packet itself is counted
+			continue
 		}
-		c.reasons[m.Reason]++
+		w.count.reasons[m.Reason]++
 		if m.Reason >= packet.NoBackend && m.Flags&packet.Echo == 0 { // it had a service
-			c.drop(w.services[i], m.Reason)
+			w.count.drop(w.services[i], m.Reason)
 		}
 	}
-	if dropped > 0 {
-		w.from.Recycle(w.dropped[:dropped])
-	}
-	// The fill ring was refilled by Receive, and the driver may be waiting for that. If the interface is gone, netlink tells
-	// the node, which takes the queue away.
-	_ = w.from.Wake()
-	c.received += uint64(n)
-	w.received, w.copies, w.handing = 0, 0, false
-}
-
-// send hands the frames that leave by queue q to it, and counts those that were taken; the others get a reason.
-func (w *Worker) send(n int, q int32) {
-	k := 0
-	for i := range w.metas[:n] {
-		if w.queues[i] == q && w.metas[i].Reason == packet.None {
-			w.outDescs[k], w.outIndices[k] = w.descs[i], uint8(i)
-			k++
-		}
-	}
-	port := w.io.Queues[q].Port
-	sent := port.Transmit(w.outDescs[:k])
-	gone := port.Wake()
-	if sent < k && gone == nil { // the ring was full; it may have room now
-		sent += port.Transmit(w.outDescs[sent:k])
-		gone = port.Wake()
-	}
-	c := w.count
-	for _, i := range w.outIndices[:sent] {
-		if int(i) >= w.received {
-			c.generated++
-			continue
-		}
-		if w.metas[i].Flags&packet.Echo != 0 {
-			c.answered++
-			continue
-		}
-		c.forwarded++
-		cell := c.slot(w.slots[i])
-		cell.packets++
-		cell.bytes += uint64(w.metas[i].End - w.metas[i].L3)
-	}
-	full := packet.TxFull
-	if gone != nil {
-		full = packet.EgressDown
-	}
-	for _, i := range w.outIndices[sent:k] {
-		w.metas[i].Reason = full
-	}
+	w.from.Recycle(w.dropped[:dropped])
 }

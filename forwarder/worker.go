@@ -91,17 +91,21 @@ type batch struct {
 	indices [batchSize + maxCopies]int
 	misses  [batchSize + maxCopies]uint8 // indices of packets to decide
 	missed  int
-	queues  [batchSize + maxCopies]int32 // that the packet leaves by
-	leaving []int                        // by queue: how many packets do
+	leaving []departures // by queue
 	dropped [batchSize + maxCopies]xsk.Desc
-	// What is handed to one queue.
-	outDescs   [batchSize + maxCopies]xsk.Desc
-	outIndices [batchSize + maxCopies]uint8
-	from       Port // where the batch came from
-	fromQueue  int32
-	received   int  // how many frames it has; 0 between batches
-	copies     int  // how many copies come after them
-	handing    bool // frames are being handed to rings
+
+	from      Port  // where the batch came from
+	fromQueue int32 // its index
+	received  int   // how many frames it has; 0 between batches
+	copies    int   // how many copies come after them
+	handing   bool  // frames are being handed to rings
+}
+
+// departures are the frames of a batch that leave by one queue, rewritten.
+type departures struct {
+	n       int
+	descs   [batchSize + maxCopies]xsk.Desc
+	indices [batchSize + maxCopies]uint8 // in the batch
 }
 
 // NewWorker adds a worker to the engine.
@@ -125,7 +129,7 @@ func (w *Worker) Attach(io WorkerIO) {
 	for q := len(io.Queues) - 1; q >= 0; q-- { // the lowest queue of each interface in the end
 		w.egress[io.Queues[q].Interface] = int32(q)
 	}
-	w.leaving = make([]int, len(io.Queues))
+	w.leaving = make([]departures, len(io.Queues))
 }
 
 // Run treats frames until stop is set. A panic costs the batch under way, which is counted under Internal; its frames are

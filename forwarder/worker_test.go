@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,6 +19,13 @@ import (
 	"github.com/sluice-lb/sluice/forwarder/xsk"
 	"github.com/sluice-lb/sluice/maglev"
 )
+
+// A packet's target costs one cache line.
+func TestTargetSize(t *testing.T) {
+	if s := reflect.TypeFor[target]().Size(); s != 64 {
+		t.Errorf("a target has %d bytes, not 64", s)
+	}
+}
 
 // Every reason that a worker gives is given for what its sentence says, and the packet is counted once.
 func TestReasons(t *testing.T) {
@@ -338,6 +347,65 @@ func FuzzWorker(f *testing.F) {
 			}
 		}
 	})
+}
+
+// The packets of one batch leave by the interfaces that their backends are reached by, in the order in which they came. A
+// full ring holds up only its own packets.
+func TestEgress(t *testing.T) {
+	r := newTestRig(t, 1000)
+	const stuck = 2 // the interface whose ring fills up; the worker has no queue of the next one
+	nic, err := xsk.NewMemoryNIC(xsk.Options{Frames: 1 << 14, TXSize: 64, Audit: true}, 3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nic.Umem().Close()
+	io := WorkerIO{Memory: nic.Umem().Memory(), Wait: nic.Umem().Wait}
+	for i, s := range nic.Sockets() {
+		io.Queues = append(io.Queues, Queue{Port: s, Interface: i})
+	}
+	r.worker.Attach(io)
+	r.apply(web(L2, 8))
+	hops, egress := map[netip.Addr]Hop{}, map[packet.MAC]int{}
+	for i, a := range r.engine.Addresses() {
+		h := hopTo(a)
+		h.Egress = i % 4
+		hops[a], egress[macOf(a)] = h, h.Egress
+	}
+	r.engine.SetHops(hops)
+
+	var batch [][]byte
+	for i := range batchSize {
+		batch = append(batch, client(i, "A").frame(t))
+	}
+	nic.Inject(stuck, xsk.Faults{TXStuck: true})
+	for range 8 {
+		if n := nic.DeliverBatch(0, batch); n != len(batch) {
+			t.Fatalf("delivered %d", n)
+		}
+		for r.worker.turn() > 0 {
+		}
+		for q := range stuck {
+			last := 0
+			nic.Collect(q, func(f []byte) {
+				if at := egress[packet.MAC(f[:6])]; at != q {
+					t.Errorf("a packet for interface %d left by interface %d", at, q)
+				}
+				i := slices.IndexFunc(batch, func(b []byte) bool { return bytes.HasPrefix(b[14:], f[14:]) })
+				if i < last {
+					t.Errorf("packet %d left after packet %d", i, last)
+				}
+				last = i
+			})
+		}
+	}
+	r.checkBooks()
+	c := r.worker.count.readTotals()
+	if full, down := c.reasons[packet.TxFull], c.reasons[packet.EgressDown]; c.received != 8*batchSize || full == 0 || down == 0 || c.forwarded != c.received-full-down {
+		t.Errorf("%+v", c)
+	}
+	if held := nic.Umem().Held(); held != 0 {
+		t.Errorf("the worker holds %d frames", held)
+	}
 }
 
 // A word of another service with the same hash is a false hit: the packet goes to its own service, and the word stays.

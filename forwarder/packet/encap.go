@@ -33,7 +33,7 @@ type Encap struct {
 	eth      [ethLen]byte // Ethernet header; the type is that of the outer IP header, and unused by L2
 	overhead uint8        // bytes of the outer IP header: 0, 20 or 40
 	addrs    [32]byte     // source and destination of the outer IP header: 8 bytes or 32
-	sum      uint32       // IPv4: the header's big-endian words summed up, without what the packet adds
+	sum      uint16       // IPv4: the header's big-endian words summed up and folded, without what the packet adds
 }
 
 // NewL2 returns the header of a target on the same link: new Ethernet addresses before an unchanged packet. src is the
@@ -68,10 +68,11 @@ func NewIPIP(dst, src MAC, outerSrc, outerDst netip.Addr) (Encap, error) {
 	}
 	e.overhead = ipv4Len
 	binary.BigEndian.PutUint16(e.eth[12:], typeIPv4)
-	e.sum = ipv4First>>16 + ipv4DontFragment + hopLimit<<8
+	sum := uint32(ipv4First>>16 + ipv4DontFragment + hopLimit<<8)
 	for i := 0; i < 8; i += 2 {
-		e.sum += uint32(binary.BigEndian.Uint16(e.addrs[i:]))
+		sum += uint32(binary.BigEndian.Uint16(e.addrs[i:]))
 	}
+	e.sum = ^checksum(sum)
 	return e, nil
 }
 
@@ -100,15 +101,13 @@ func (e *Encap) Apply(mem []byte, start int, m *Meta) (newStart int, newLen int)
 	case ipv4Len:
 		class, proto := m.Class, innerProto(m.Flags)
 		length := ipv4Len + inner
-		sum := checksum(e.sum + uint32(class) + uint32(length) + uint32(proto))
+		sum := checksum(uint32(e.sum) + uint32(class) + uint32(length) + uint32(proto))
 		newStart = l3 - ipv4Len - ethLen
-		f := mem[newStart : newStart+ethLen+ipv4Len]
+		f := (*[ethLen + ipv4Len]byte)(mem[newStart:])
 		copy(f[:ethLen], e.eth[:])
-		h := f[ethLen:]
-		binary.BigEndian.PutUint32(h[0:], ipv4First|uint32(class)<<16|uint32(length))
-		binary.BigEndian.PutUint32(h[4:], ipv4DontFragment)
-		binary.BigEndian.PutUint32(h[8:], hopLimit<<24|uint32(proto)<<16|uint32(sum))
-		copy(h[12:20], e.addrs[:8])
+		binary.BigEndian.PutUint64(f[ethLen:], (ipv4First|uint64(class)<<16|uint64(length))<<32|ipv4DontFragment)
+		binary.BigEndian.PutUint32(f[ethLen+8:], hopLimit<<24|uint32(proto)<<16|uint32(sum))
+		copy(f[ethLen+12:], e.addrs[:8])
 		return newStart, ethLen + length
 
 	default:

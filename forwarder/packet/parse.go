@@ -33,9 +33,16 @@ func Parse(frame []byte, key *Key, m *Meta) {
 		return
 	}
 	h := (*[ipv4Len]byte)(frame[ethLen:])
-	l4 := ethLen + int(h[0]&0xf)*4
+	l4 := ethLen + ipv4Len
+	if h[0] != 0x45 { // not IPv4 without options
+		l4 = ethLen + int(h[0]&0xf)*4
+		if h[0]>>4 != 4 || l4 < ethLen+ipv4Len {
+			*m = Meta{Reason: BadIPHeader}
+			return
+		}
+	}
 	end := ethLen + int(binary.BigEndian.Uint16(h[2:]))
-	if h[0]>>4 != 4 || l4 < ethLen+ipv4Len || end < l4 {
+	if end < l4 {
 		*m = Meta{Reason: BadIPHeader}
 		return
 	}
