@@ -1,7 +1,7 @@
 //go:build linux
 
-// Command sluice-agent runs on a backend: it takes off the IP-in-IP headers that Sluice's nodes put around clients'
-// packets, and makes the host answer for the VIPs. See package internal/agent for what it changes on the host.
+// Command sluice-agent runs on a backend: it takes off the IP-in-IP or GUE headers that Sluice's nodes put around
+// clients' packets, and makes the host answer for the VIPs. See package internal/agent for what it changes on the host.
 package main
 
 import (
@@ -49,9 +49,15 @@ func command() *cobra.Command {
 
 const runHelp = `Answer for VIPs on this host until SIGTERM or SIGINT, then undo all that was changed.
 
-IP-in-IP packets (4in4, 6in4, 4in6, 6in6) that arrive on the interfaces, are sent to one of their addresses and carry
-a packet to a VIP are unwrapped in BPF at tc ingress, before netfilter: a firewall sees the inner packets. Everything
-else is left alone.
+IP-in-IP and GUE packets (4in4, 6in4, 4in6, 6in6) that arrive on the interfaces, are sent to one of their addresses and
+carry a packet to a VIP are unwrapped in BPF at tc ingress, before netfilter: a firewall sees the inner packets.
+Everything else is left alone. GUE is IP directly over UDP (variant 1 of the draft), to --gue-port; its UDP checksum may
+be zero, over IPv6 too, and is not verified: the inner packet has its own. GUE packets with checksums must not be merged
+by the interface (ethtool -K NAME rx-udp-gro-forwarding off rx-gro-list off, the default): merged ones are left alone.
+
+SYN-ACKs from the VIPs that leave by the interfaces offer an MSS no larger than --clamp-mss, so that clients' packets
+still fit with a node's header around them: auto is the smallest MTU of the interfaces less 88 over IPv4, less 108 over
+IPv6 (1412 and 1392 at an MTU of 1500), and follows it; off is for networks with larger packets between node and backend.
 
 The VIPs are put on the loopback device (one that is there already stays, also at the end). For IPv4 VIPs ARP is kept
 quiet (arp_ignore=1, arp_announce=2, on "all" and the interfaces), and where rp_filter is strict it is made loose on
@@ -65,7 +71,8 @@ Needs Linux 6.6, CAP_BPF and CAP_NET_ADMIN; CAP_SYS_ADMIN to take over from a ki
 
 func runCommand() *cobra.Command {
 	var vips, interfaces, addresses, sources []string
-	var stateDir string
+	var stateDir, clampMSS string
+	var guePort uint16
 	var newLog func() (*slog.Logger, error)
 	c := &cobra.Command{
 		Use:   "run --vip ADDRESS --interface NAME",
@@ -79,11 +86,14 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg := agent.Config{Interfaces: interfaces, StateDir: stateDir, Log: log}
-			var errs [3]error
+			cfg := agent.Config{Interfaces: interfaces, GUEPort: guePort, StateDir: stateDir, Log: log}
+			var errs [4]error
 			cfg.VIPs, errs[0] = parse("--vip", vips, netip.ParseAddr)
 			cfg.Addresses, errs[1] = parse("--address", addresses, netip.ParseAddr)
 			cfg.Sources, errs[2] = parse("--source", sources, parsePrefix)
+			if cfg.ClampMSS, err = agent.ParseClampMSS(clampMSS); err != nil {
+				errs[3] = fmt.Errorf("--clamp-mss %q: %w", clampMSS, err)
+			}
 			if err := errors.Join(errs[:]...); err != nil {
 				return err
 			}
@@ -103,6 +113,8 @@ func runCommand() *cobra.Command {
 	f.StringSliceVar(&interfaces, "interface", nil, "interface on which packets from nodes arrive (repeatable)")
 	f.StringSliceVar(&addresses, "address", nil, "address of this host that nodes send to (repeatable; default all of the interfaces', followed as they change)")
 	f.StringSliceVar(&sources, "source", nil, "address or prefix that nodes send from; others are dropped (repeatable; default any)")
+	f.Uint16Var(&guePort, "gue-port", agent.DefaultGUEPort, "UDP port that nodes send GUE to; 0 takes none")
+	f.StringVar(&clampMSS, "clamp-mss", "auto", "largest MSS in SYN-ACKs from the VIPs: auto, off, or bytes")
 	stateDirFlag(c, &stateDir)
 	newLog = cli.LogFlags(c)
 	for _, name := range []string{"vip", "interface"} {
@@ -153,6 +165,15 @@ func printStatus(out io.Writer, st agent.Status) error {
 	for _, vip := range st.VIPs {
 		fmt.Fprintf(w, "VIP\t%s\n", vip)
 	}
+	gue, clamp := "off", "off"
+	if st.GUEPort != 0 {
+		gue = fmt.Sprintf("UDP port %d", st.GUEPort)
+	}
+	if st.ClampMSS != (agent.MSS{}) {
+		clamp = fmt.Sprintf("%d (IPv4), %d (IPv6)", st.ClampMSS.IPv4, st.ClampMSS.IPv6)
+	}
+	fmt.Fprintf(w, "GUE\t%s\n", gue)
+	fmt.Fprintf(w, "largest MSS\t%s\n", clamp)
 	for _, s := range st.Sysctls {
 		fmt.Fprintf(w, "sysctl\t%s\n", s)
 	}
@@ -166,9 +187,11 @@ func printStatus(out io.Writer, st agent.Status) error {
 		{"left alone: not to a VIP", p.NotVIP},
 		{"left alone: outer fragment", p.Fragment},
 		{"left alone: malformed", p.Malformed},
+		{"left alone: merged by the interface", p.Merged},
 		{"dropped: source not allowed", p.Source},
 		{"dropped: ECN (RFC 6040)", p.ECN},
 		{"dropped: refused by the kernel", p.Failed},
+		{"SYN-ACKs with a lowered MSS", p.Clamped},
 	} {
 		fmt.Fprintf(w, "%s\t%d\n", row.name, row.n)
 	}

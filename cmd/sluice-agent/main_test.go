@@ -15,21 +15,26 @@ func TestPrintStatus(t *testing.T) {
 	st := agent.Status{
 		Running: true, PID: 42, VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")},
 		Interfaces: []string{"eth0", "eth1"}, Sysctls: []string{"net/ipv4/conf/all/arp_ignore=1 (was 0)"},
-		Packets: agent.Counters{DecapsulatedIPv4: 1, DecapsulatedIPv6: 2, NotVIP: 3, Fragment: 4, Malformed: 5, Source: 6, ECN: 7, Failed: 8},
+		GUEPort: 6080, ClampMSS: agent.MSS{IPv4: 1412, IPv6: 1392},
+		Packets: agent.Counters{DecapsulatedIPv4: 1, DecapsulatedIPv6: 2, NotVIP: 3, Fragment: 4, Malformed: 5, Source: 6, ECN: 7, Failed: 8, Merged: 9, Clamped: 10},
 	}
 	want := `agent                          running (pid 42)
 interfaces                     eth0, eth1
 VIP                            192.0.2.10
 VIP                            2001:db8::10
+GUE                            UDP port 6080
+largest MSS                    1412 (IPv4), 1392 (IPv6)
 sysctl                         net/ipv4/conf/all/arp_ignore=1 (was 0)
 decapsulated IPv4              1
 decapsulated IPv6              2
 left alone: not to a VIP       3
 left alone: outer fragment     4
 left alone: malformed          5
+left alone: merged by the interface 9
 dropped: source not allowed    6
 dropped: ECN (RFC 6040)        7
 dropped: refused by the kernel 8
+SYN-ACKs with a lowered MSS    10
 `
 	var out bytes.Buffer
 	if err := printStatus(&out, st); err != nil {
@@ -45,9 +50,10 @@ dropped: refused by the kernel 8
 		}
 	}
 
-	st.Running = false
+	st.Running, st.GUEPort, st.ClampMSS = false, 0, agent.MSS{}
 	out.Reset()
-	if err := printStatus(&out, st); err != nil || !strings.Contains(out.String(), "killed (pid 42)") {
+	if err := printStatus(&out, st); err != nil || !strings.Contains(out.String(), "killed (pid 42)") ||
+		strings.Count(out.String(), " off\n") != 2 {
 		t.Errorf("of a killed agent: %v\n%s", err, out.String())
 	}
 }
@@ -62,6 +68,10 @@ func TestArguments(t *testing.T) {
 		{"run --interface eth0 --vip 1.2.3 --vip x --source 10.0.0.0/40 --address y", []string{`--vip "1.2.3"`, `--vip "x"`, `--source "10.0.0.0/40"`, `--address "y"`}},
 		{"run --interface eth0 --vip 192.0.2.1 --log-format xml", []string{`--log-format "xml"`, "text or json"}},
 		{"run --interface eth0 --vip 192.0.2.1 --log-level loud", []string{`--log-level "loud"`, "debug, info, warn or error"}},
+		{"run --interface eth0 --vip 192.0.2.1 --clamp-mss 535", []string{`--clamp-mss "535"`, "auto, off, or bytes from 536 to 65495"}},
+		{"run --interface eth0 --vip 192.0.2.1 --clamp-mss 65496", []string{`--clamp-mss "65496"`}},
+		{"run --interface eth0 --vip 192.0.2.1 --clamp-mss on", []string{`--clamp-mss "on"`}},
+		{"run --interface eth0 --vip 192.0.2.1 --gue-port 65536", []string{"gue-port", "65536"}},
 		{"run --interface eth0 --vip 192.0.2.1 more", []string{"more"}},
 		{"dance", []string{"dance"}},
 	} {

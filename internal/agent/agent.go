@@ -1,12 +1,15 @@
 //go:build linux
 
-// Package agent is what runs on a backend behind Sluice: it takes off the IP-in-IP headers that nodes put around
+// Package agent is what runs on a backend behind Sluice: it takes off the IP-in-IP or GUE headers that nodes put around
 // clients' packets, and makes the host fit to answer for a VIP that it does not own alone (direct server return).
 //
-// Three things are changed on the host, by [Run], and all three are undone when it returns:
+// Four things are changed on the host, by [Run], and all four are undone when it returns:
 //
-//   - A BPF program at the tc ingress (tcx) of each interface, in bpf/decap.c. It comes first there, so that whatever
+//   - A BPF program at the tc ingress (tcx) of each interface, in bpf/decap.h. It comes first there, so that whatever
 //     else looks at packets (other tcx programs, nftables, sockets) sees them as the clients sent them.
+//   - A BPF program at the tc egress of each interface, in bpf/clamp.h, unless clamping is off. It lowers the MSS that
+//     SYN-ACKs from the VIPs offer, so that a client's full segment still fits the network behind the node with the
+//     node's header around it. It comes first there too. Answers that leave by another interface are not seen.
 //   - The VIPs are addresses of the loopback device, so that the kernel takes packets to them as its own. IPv4 VIPs have
 //     scope host and IPv6 VIPs are deprecated: neither is chosen as the source of the host's own connections.
 //   - Sysctls, for IPv4 VIPs only. arp_ignore = 1 and arp_announce = 2, on `all` and on the interfaces: otherwise the
@@ -18,7 +21,7 @@
 // arrive on (ndisc_recv_ns in net/ipv6/ndisc.c), and has no reverse path filter outside netfilter.
 //
 // The changes are written to a file before they are made. An agent that is killed leaves them all in place, and the
-// backend goes on serving; the next one finds the file, takes the program's place without a gap, and at its end
+// backend goes on serving; the next one finds the file, takes the programs' place without a gap, and at its end
 // restores what was there before the first. One agent runs in a network namespace, for all of its interfaces, since
 // loopback and the `all` sysctls are one for all of them.
 //
@@ -39,7 +42,10 @@ import (
 // DefaultStateDir is where an agent keeps what it changed: on a file system that a reboot clears, as it does the changes.
 const DefaultStateDir = "/run/sluice-agent"
 
-// pollInterval bounds how long a change of the interface's addresses, or a VIP that somebody removed, goes unnoticed.
+// DefaultGUEPort is the UDP port that IANA assigned to GUE.
+const DefaultGUEPort = 6080
+
+// pollInterval bounds how long a change of the interface's addresses or MTU, or a VIP that somebody removed, goes unnoticed.
 const pollInterval = 2 * time.Second
 
 // Config says what an agent is to do.
@@ -51,8 +57,16 @@ type Config struct {
 	// Addresses to which nodes send encapsulated packets. Empty: all addresses of Interfaces, followed as they change.
 	Addresses []netip.Addr
 	// Sources from which encapsulated packets are taken: where nodes send from. Empty: any. Whoever can send from one of
-	// them, or forge it, can inject packets with any client's address past filters that do not look inside IP-in-IP.
+	// them, or forge it, can inject packets with any client's address past filters that do not look inside tunnels.
 	Sources []netip.Prefix
+	// GUEPort is the UDP destination port of GUE packets to take (variant 1 of draft-ietf-intarea-gue: IP directly over
+	// UDP), most often DefaultGUEPort. 0: IP-in-IP only. Packets to it that are not GUE around a packet to a VIP go to
+	// the host's sockets as before.
+	GUEPort uint16
+	// ClampMSS is the largest MSS in bytes that SYN-ACKs from the VIPs leave with, over IPv4 and IPv6; ClampOff for none.
+	// ClampAuto: the smallest MTU of Interfaces less 48 (outer IPv6 and UDP headers, the most that nodes add) and less 40
+	// over IPv4 or 60 over IPv6, followed as the MTU changes, but at least 536.
+	ClampMSS int
 	// StateDir holds what was changed. Empty: DefaultStateDir.
 	StateDir string
 	// Log takes what the operator should know. It must not be nil.
@@ -111,6 +125,9 @@ func (c *Config) normalize() error {
 	}
 	slices.SortFunc(c.Sources, netip.Prefix.Compare)
 	c.Sources = slices.Compact(c.Sources)
+	if c.ClampMSS != ClampAuto && c.ClampMSS != ClampOff && (c.ClampMSS < minMSS || c.ClampMSS > maxMSS) {
+		bad("MSS %d: give auto, off, or bytes from %d to %d", c.ClampMSS, minMSS, maxMSS)
+	}
 	if c.StateDir == "" {
 		c.StateDir = DefaultStateDir
 	}
@@ -145,16 +162,23 @@ func Run(ctx context.Context, cfg Config, ready func()) (err error) {
 	}
 
 	// First what can fail without having changed anything.
-	d, err := loadDecapsulator(cfg.VIPs, cfg.Sources)
+	p, err := loadPrograms(cfg.VIPs, cfg.Sources)
 	if err != nil {
 		return err
 	}
-	defer d.close()
+	defer p.close()
 	local, err := h.localAddresses(cfg.Addresses)
 	if err != nil {
 		return err
 	}
-	if err := d.setAddresses(local); err != nil {
+	if err := p.setAddresses(local); err != nil {
+		return err
+	}
+	mtu, err := h.smallestMTU()
+	if err != nil {
+		return err
+	}
+	if err := p.setParameters(parameters{GUEPort: cfg.GUEPort, MSS: clampFor(cfg.ClampMSS, mtu)}); err != nil {
 		return err
 	}
 	plan, err := h.plan()
@@ -168,33 +192,33 @@ func Run(ctx context.Context, cfg Config, ready func()) (err error) {
 	defer takeovers.close()
 
 	defer func() {
-		if n, cerr := d.counters(); cerr == nil {
+		if n, cerr := p.counters(); cerr == nil {
 			log.Info("counted", "packets", n)
 		}
-		if uerr := h.undo(d); uerr != nil {
+		if uerr := h.undo(p); uerr != nil {
 			err = errors.Join(err, fmt.Errorf("undo: %w", uerr))
 		}
 	}()
 	if err := h.apply(plan); err != nil {
 		return err
 	}
-	if err := h.attach(d, takeovers); err != nil {
+	if err := h.attach(p, takeovers); err != nil {
 		return err
 	}
 	log.Info("taking packets", "vips", cfg.VIPs, "interfaces", cfg.Interfaces, "addresses", local,
-		"sources", cfg.Sources, "vips_added", h.state.Added, "sysctls_set", h.state.Settings)
+		"sources", cfg.Sources, "gue_port", cfg.GUEPort, "clamp_mss", p.parameters.MSS, "vips_added", h.state.Added, "sysctls_set", h.state.Settings)
 	if len(local) == 0 {
 		log.Warn("the interfaces have no address yet: encapsulated packets are taken as soon as one has")
 	}
 	if ready != nil {
 		ready()
 	}
-	return h.keep(ctx, d, cfg.Addresses, local)
+	return h.keep(ctx, p, cfg, local)
 }
 
 // keep compares the host with what it should be, every pollInterval, until ctx ends (nil) or an interface has gone.
 // Polling needs a few hundred microseconds a time and, unlike netlink's notices, cannot be overrun.
-func (h *host) keep(ctx context.Context, d *decapsulator, fixed, local []netip.Addr) error {
+func (h *host) keep(ctx context.Context, p *programs, cfg Config, local []netip.Addr) error {
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	told := "" // the problem that the log has already
@@ -210,10 +234,16 @@ func (h *host) keep(ctx context.Context, d *decapsulator, fixed, local []netip.A
 			return fmt.Errorf("interface %s has gone: start the agent again when it is back", gone)
 		}
 		if err == nil {
-			local, err = h.follow(d, fixed, local)
+			local, err = h.follow(p, cfg.Addresses, local)
+		}
+		if err == nil {
+			err = h.followMTU(p, cfg.ClampMSS)
 		}
 		if err == nil {
 			err = h.restoreVIPs()
+		}
+		if err == nil {
+			err = h.checkMerging(cfg.GUEPort)
 		}
 		switch {
 		case err == nil:
@@ -225,15 +255,33 @@ func (h *host) keep(ctx context.Context, d *decapsulator, fixed, local []netip.A
 	}
 }
 
-// follow gives the program the addresses of the interfaces if they are no longer the local ones, and returns them.
-func (h *host) follow(d *decapsulator, fixed, local []netip.Addr) ([]netip.Addr, error) {
+// follow gives the programs the addresses of the interfaces if they are no longer the local ones, and returns them.
+func (h *host) follow(p *programs, fixed, local []netip.Addr) ([]netip.Addr, error) {
 	now, err := h.localAddresses(fixed)
 	if err != nil || slices.Equal(now, local) {
 		return local, err
 	}
-	if err := d.setAddresses(now); err != nil {
+	if err := p.setAddresses(now); err != nil {
 		return local, err
 	}
 	h.log.Info("addresses changed", "addresses", now)
 	return now, nil
+}
+
+// followMTU makes the clamp fit the MTU of the interfaces, if it is to.
+func (h *host) followMTU(p *programs, config int) error {
+	mtu, err := h.smallestMTU()
+	if err != nil {
+		return err
+	}
+	next := p.parameters
+	next.MSS = clampFor(config, mtu)
+	if next == p.parameters {
+		return nil
+	}
+	if err := p.setParameters(next); err != nil {
+		return err
+	}
+	h.log.Info("MTU changed", "mtu", mtu, "clamp_mss", next.MSS)
+	return nil
 }

@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 
@@ -25,103 +24,11 @@ const (
 	drop = 2          // TC_ACT_SHOT
 )
 
-var (
-	vip4  = netip.MustParseAddr("192.0.2.10")
-	vip6  = netip.MustParseAddr("2001:db8::10")
-	here4 = netip.MustParseAddr("10.0.0.2")
-	here6 = netip.MustParseAddr("fd00::2")
-	node4 = netip.MustParseAddr("10.0.0.1")
-	node6 = netip.MustParseAddr("fd00::1")
-
-	client4 = netip.MustParseAddr("203.0.113.5")
-	client6 = netip.MustParseAddr("2001:db8:c::5")
-)
-
-// pair is a pair of families: outer, inner.
-type pair struct{ outer6, inner6 bool }
-
-var pairs = []pair{{false, false}, {false, true}, {true, false}, {true, true}}
-
-func (p pair) String() string {
-	n := map[bool]string{false: "4", true: "6"}
-	return n[p.inner6] + "in" + n[p.outer6]
-}
-
-// testPacket is an encapsulated packet to be built, changed by the test first.
-type testPacket struct {
-	eth layers.Ethernet
-	// The outer header is o4 or o6, the inner one i4 or i6.
-	pair
-	o4, i4  layers.IPv4
-	o6, i6  layers.IPv6
-	payload []byte // of the inner packet
-}
-
-// newTestPacket is a good packet from the node to here, around one from the client to the VIP.
-func newTestPacket(p pair) *testPacket {
-	t := &testPacket{pair: p}
-	t.eth = layers.Ethernet{SrcMAC: []byte{2, 0, 0, 0, 0, 1}, DstMAC: []byte{2, 0, 0, 0, 0, 2}, EthernetType: layers.EthernetTypeIPv4}
-	if p.outer6 {
-		t.eth.EthernetType = layers.EthernetTypeIPv6
-	}
-	inner := layers.IPProtocolIPv4
-	if p.inner6 {
-		inner = layers.IPProtocolIPv6
-	}
-	t.o4 = layers.IPv4{Version: 4, TTL: 64, Protocol: inner, Flags: layers.IPv4DontFragment, SrcIP: node4.AsSlice(), DstIP: here4.AsSlice()}
-	t.o6 = layers.IPv6{Version: 6, HopLimit: 64, NextHeader: inner, SrcIP: node6.AsSlice(), DstIP: here6.AsSlice()}
-	t.i4 = layers.IPv4{Version: 4, TTL: 60, Protocol: layers.IPProtocolTCP, Id: 7, SrcIP: client4.AsSlice(), DstIP: vip4.AsSlice()}
-	t.i6 = layers.IPv6{Version: 6, HopLimit: 60, NextHeader: layers.IPProtocolTCP, FlowLabel: 0xabcde, SrcIP: client6.AsSlice(), DstIP: vip6.AsSlice()}
-	t.payload = bytes.Repeat([]byte("payload "), 10)
-	return t
-}
-
-func (t *testPacket) innerBytes() []byte {
-	var ip gopacket.SerializableLayer = &t.i4
-	if t.inner6 {
-		ip = &t.i6
-	}
-	return serialize(ip, gopacket.Payload(t.payload))
-}
-
-// frame is the packet as it arrives.
-func (t *testPacket) frame() []byte {
-	var ip gopacket.SerializableLayer = &t.o4
-	if t.outer6 {
-		ip = &t.o6
-	}
-	return ethernet(t.eth, serialize(ip, gopacket.Payload(t.innerBytes())))
-}
-
-// bare is the packet without its outer header, as it should go on.
-func (t *testPacket) bare() []byte {
-	eth := t.eth
-	eth.EthernetType = layers.EthernetTypeIPv4
-	if t.inner6 {
-		eth.EthernetType = layers.EthernetTypeIPv6
-	}
-	return ethernet(eth, t.innerBytes())
-}
-
-// ethernet makes a frame without padding.
-func ethernet(eth layers.Ethernet, packet []byte) []byte {
-	return slices.Concat(serialize(&eth)[:14], packet)
-}
-
-func serialize(l ...gopacket.SerializableLayer) []byte {
-	buf := gopacket.NewSerializeBuffer()
-	opts := gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}
-	if err := gopacket.SerializeLayers(buf, opts, l...); err != nil {
-		panic(err)
-	}
-	return bytes.Clone(buf.Bytes())
-}
-
-// load loads the program for the test's VIPs and addresses.
-func load(t testing.TB, sources ...netip.Prefix) *decapsulator {
+// load loads the programs for the test's VIPs and addresses, GUE on its port, and an MTU of 1500.
+func load(t testing.TB, sources ...netip.Prefix) *programs {
 	t.Helper()
 	testenv.RequireRoot(t)
-	d, err := loadDecapsulator([]netip.Addr{vip4, vip6}, sources)
+	d, err := loadPrograms([]netip.Addr{vip4, vip6}, sources)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -129,13 +36,21 @@ func load(t testing.TB, sources ...netip.Prefix) *decapsulator {
 	if err := d.setAddresses([]netip.Addr{here4, here6}); err != nil {
 		t.Fatal(err)
 	}
+	if err := d.setParameters(parameters{GUEPort: DefaultGUEPort, MSS: clampFor(ClampAuto, 1500)}); err != nil {
+		t.Fatal(err)
+	}
 	return d
 }
 
-// run runs the program on a frame. What it did is its verdict, the frame after it, and the change of its counters.
-func (d *decapsulator) run(t testing.TB, frame []byte, context []byte) (verdict uint32, out []byte, counted Counters) {
+// run runs the ingress program on a frame. What it did is its verdict, the frame after it, and the change of the counters.
+func (p *programs) run(t testing.TB, frame []byte, context []byte) (verdict uint32, out []byte, counted Counters) {
 	t.Helper()
-	before, err := d.counters()
+	return p.runOne(t, p.objs.SluiceDecap, frame, context)
+}
+
+func (p *programs) runOne(t testing.TB, program *ebpf.Program, frame []byte, context []byte) (verdict uint32, out []byte, counted Counters) {
+	t.Helper()
+	before, err := p.counters()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,11 +58,11 @@ func (d *decapsulator) run(t testing.TB, frame []byte, context []byte) (verdict 
 	if context != nil {
 		opts.Context = context
 	}
-	verdict, err = d.objs.SluiceDecap.Run(&opts)
+	verdict, err = program.Run(&opts)
 	if err != nil {
 		t.Fatalf("run program on %d bytes, type %x: %v", len(frame), frame[12:14], err)
 	}
-	after, err := d.counters()
+	after, err := p.counters()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -157,7 +72,8 @@ func (d *decapsulator) run(t testing.TB, frame []byte, context []byte) (verdict 
 func minus(a, b Counters) Counters {
 	return Counters{
 		a.DecapsulatedIPv4 - b.DecapsulatedIPv4, a.DecapsulatedIPv6 - b.DecapsulatedIPv6, a.NotVIP - b.NotVIP,
-		a.Fragment - b.Fragment, a.Malformed - b.Malformed, a.Source - b.Source, a.ECN - b.ECN, a.Failed - b.Failed,
+		a.Fragment - b.Fragment, a.Malformed - b.Malformed, a.Merged - b.Merged, a.Source - b.Source, a.ECN - b.ECN,
+		a.Failed - b.Failed, a.Clamped - b.Clamped,
 	}
 }
 
@@ -185,12 +101,12 @@ func runnable(frame []byte) bool {
 }
 
 // expect runs the program and compares. A nil frame: as it came.
-func (d *decapsulator) expect(t *testing.T, frame []byte, verdict uint32, want []byte, counted Counters) {
+func (p *programs) expect(t *testing.T, frame []byte, verdict uint32, want []byte, counted Counters) {
 	t.Helper()
 	if want == nil {
 		want = frame
 	}
-	v, out, c := d.run(t, frame, nil)
+	v, out, c := p.run(t, frame, nil)
 	if v != verdict {
 		t.Errorf("verdict %#x, want %#x", v, verdict)
 	}
@@ -219,10 +135,10 @@ func TestDecapsulated(t *testing.T) {
 		{"inner ICMP", pairs, func(p *testPacket) { p.i4.Protocol, p.i6.NextHeader = 1, 58 }},
 		{"inner fragment", []pair{pairs[0], pairs[2]}, func(p *testPacket) { p.i4.FragOffset = 185 }},
 		{"nothing in the inner packet", pairs, func(p *testPacket) { p.payload = nil }},
-		{"a full frame", pairs, func(p *testPacket) { p.payload = make([]byte, 1440) }},
+		{"a full frame", pairs, func(p *testPacket) { p.payload = make([]byte, 1500-48-40) }},
 		{"outer reserved flag", pairs[:2], func(p *testPacket) { p.o4.Flags = layers.IPv4EvilBit }},
 	} {
-		for _, p := range c.pairs {
+		for _, p := range tunnels(c.pairs) {
 			t.Run(fmt.Sprint(c.name, "/", p), func(t *testing.T) {
 				pkt := newTestPacket(p)
 				c.change(pkt)
@@ -243,20 +159,20 @@ func TestUntouched(t *testing.T) {
 		patch   func([]byte) // of the finished frame
 		counted Counters
 	}{
-		{"inner destination is no VIP", pairs, func(p *testPacket) { p.i4.DstIP, p.i6.DstIP = other4, other6 }, nil, Counters{NotVIP: 1}},
-		{"outer destination is not here", pairs, func(p *testPacket) { p.o4.DstIP, p.o6.DstIP = other4, other6 }, nil, Counters{}},
-		{"outer destination is a VIP", pairs, func(p *testPacket) { p.o4.DstIP, p.o6.DstIP = vip4.AsSlice(), vip6.AsSlice() }, nil, Counters{}},
-		{"outer protocol GRE", pairs, func(p *testPacket) { p.o4.Protocol, p.o6.NextHeader = 47, 47 }, nil, Counters{}},
-		{"outer protocol UDP", pairs, func(p *testPacket) { p.o4.Protocol, p.o6.NextHeader = 17, 17 }, nil, Counters{}},
-		{"outer extension header", pairs[2:], func(p *testPacket) { p.o6.NextHeader = 60 }, nil, Counters{}},
-		{"ARP", pairs, func(p *testPacket) { p.eth.EthernetType = layers.EthernetTypeARP }, nil, Counters{}},
-		{"VLAN tag", pairs, func(p *testPacket) { p.eth.EthernetType = layers.EthernetTypeDot1Q }, nil, Counters{}},
-		{"outer first fragment", pairs[:2], func(p *testPacket) { p.o4.Flags = layers.IPv4MoreFragments }, nil, Counters{Fragment: 1}},
-		{"outer checksum", pairs[:2], nil, patch(24, 0xaa), Counters{Malformed: 1}},
+		{"inner destination is no VIP", tunnels(pairs), func(p *testPacket) { p.i4.DstIP, p.i6.DstIP = other4, other6 }, nil, Counters{NotVIP: 1}},
+		{"outer destination is not here", tunnels(pairs), func(p *testPacket) { p.o4.DstIP, p.o6.DstIP = other4, other6 }, nil, Counters{}},
+		{"outer destination is a VIP", tunnels(pairs), func(p *testPacket) { p.o4.DstIP, p.o6.DstIP = vip4.AsSlice(), vip6.AsSlice() }, nil, Counters{}},
+		{"outer protocol ICMP", tunnels(pairs), func(p *testPacket) { p.o4.Protocol, p.o6.NextHeader = 1, 58 }, nil, Counters{}},
+		{"outer protocol GRE", tunnels(pairs), func(p *testPacket) { p.o4.Protocol, p.o6.NextHeader = 47, 47 }, nil, Counters{}},
+		{"outer extension header", tunnels(pairs[2:]), func(p *testPacket) { p.o6.NextHeader = 60 }, nil, Counters{}},
+		{"ARP", tunnels(pairs), func(p *testPacket) { p.eth.EthernetType = layers.EthernetTypeARP }, nil, Counters{}},
+		{"VLAN tag", tunnels(pairs), func(p *testPacket) { p.eth.EthernetType = layers.EthernetTypeDot1Q }, nil, Counters{}},
+		{"outer first fragment", tunnels(pairs[:2]), func(p *testPacket) { p.o4.Flags = layers.IPv4MoreFragments }, nil, Counters{Fragment: 1}},
+		{"outer checksum", tunnels(pairs[:2]), nil, patch(24, 0xaa), Counters{Malformed: 1}},
 		{"outer header length 4 words", pairs[:2], nil, patch(14, 0x44), Counters{Malformed: 1}},
 		{"outer header length 15 words, not so long", pairs[:2], func(p *testPacket) { p.payload = nil }, patch(14, 0x4f), Counters{Malformed: 1}},
-		{"outer version 5", pairs[:2], nil, patch(14, 0x55), Counters{Malformed: 1}},
-		{"outer version 4 in IPv6", pairs[2:], nil, patch(14, 0x40), Counters{Malformed: 1}},
+		{"outer version 5", tunnels(pairs[:2]), nil, patch(14, 0x55), Counters{Malformed: 1}},
+		{"outer version 4 in IPv6", tunnels(pairs[2:]), nil, patch(14, 0x40), Counters{Malformed: 1}},
 		{"IPv6 announced, IPv4 inside", []pair{pairs[0], pairs[2]}, func(p *testPacket) { p.o4.Protocol, p.o6.NextHeader = 41, 41 }, nil, Counters{Malformed: 1}},
 		{"IPv4 announced, IPv6 inside", []pair{pairs[1], pairs[3]}, func(p *testPacket) { p.o4.Protocol, p.o6.NextHeader = 4, 4 }, nil, Counters{Malformed: 1}},
 		{"inner header length 4 words, 4in4", pairs[:1], nil, patch(34, 0x44), Counters{Malformed: 1}},
@@ -290,18 +206,18 @@ func TestUntouched(t *testing.T) {
 		}
 	})
 	t.Run("cut short anywhere", func(t *testing.T) {
-		for _, p := range pairs {
+		for _, p := range tunnels(pairs) {
 			pkt := newTestPacket(p)
 			whole := pkt.frame()
-			outer, headers := 14+20, 14+20+20
-			if p.outer6 {
-				outer, headers = outer+20, headers+20
-			}
+			outer := 14 + p.outerLen()
+			headers := outer + 20
 			if p.inner6 {
 				headers += 20
 			}
-			for n := outer; n < len(whole); n++ {
+			for n := map[bool]int{false: 14 + 20, true: 14 + 40}[p.outer6]; n < len(whole); n++ {
 				switch {
+				case n < outer: // no UDP header, or no port
+					d.expect(t, whole[:n], next, nil, Counters{})
 				case n < headers:
 					d.expect(t, whole[:n], next, nil, Counters{Malformed: 1})
 				default: // what is missing is the kernel's to find out
@@ -324,7 +240,7 @@ func TestSources(t *testing.T) {
 		{"203.0.113.5", false}, {"2001:db8:c::5", false}, {"::10.0.0.1", false},
 	} {
 		from := netip.MustParseAddr(c.from)
-		for _, p := range pairs {
+		for _, p := range tunnels(pairs) {
 			if p.outer6 != from.Is6() {
 				continue
 			}
@@ -358,7 +274,7 @@ func TestECN(t *testing.T) {
 	const dscp = 46 << 2
 	for inner, row := range figure {
 		for outer, want := range row {
-			for _, p := range pairs {
+			for _, p := range tunnels(pairs) {
 				t.Run(fmt.Sprintf("inner %d outer %d/%s", inner, outer, p), func(t *testing.T) {
 					pkt := newTestPacket(p)
 					pkt.o4.TOS, pkt.o6.TrafficClass = uint8(outer), uint8(outer)
@@ -381,7 +297,7 @@ func TestMerged(t *testing.T) {
 	d := load(t)
 	context := make([]byte, 192)                     // struct __sk_buff
 	binary.NativeEndian.PutUint32(context[164:], 40) // gso_segs
-	for _, p := range pairs {
+	for _, p := range tunnels(pairs) {
 		pkt := newTestPacket(p)
 		if v, out, c := d.run(t, pkt.frame(), context); v != next || !bytes.Equal(out, pkt.bare()) || c != p.decapsulated(40) {
 			t.Errorf("%s of 40 packets: verdict %#x, counted %+v", p, v, c)
@@ -390,9 +306,19 @@ func TestMerged(t *testing.T) {
 
 	// A segment size without a kind of segments is what the kernel refuses to touch.
 	binary.NativeEndian.PutUint32(context[176:], 100) // gso_size
-	for _, p := range pairs {
+	for _, p := range tunnels(pairs) {
 		if v, _, c := d.run(t, newTestPacket(p).frame(), context); v != drop || c != (Counters{Failed: 40}) {
 			t.Errorf("%s refused by the kernel: verdict %#x, counted %+v", p, v, c)
+		}
+	}
+
+	// Datagrams that were merged: the first inner packet is one of several.
+	for _, p := range inGUE(pairs) {
+		pkt := newTestPacket(p)
+		pkt.udp.extra = 500
+		frame := append(pkt.frame(), make([]byte, 500)...)
+		if v, out, c := d.run(t, frame, context); v != next || !bytes.Equal(out, frame) || c != (Counters{Merged: 40}) {
+			t.Errorf("%s merged: verdict %#x, counted %+v", p, v, c)
 		}
 	}
 }
@@ -426,7 +352,7 @@ func TestSetAddresses(t *testing.T) {
 // FuzzDecap holds the program to what may happen at all: a frame is left as it is, or loses exactly its outer header, or
 // is dropped; and at most one counter moves, by one.
 func FuzzDecap(f *testing.F) {
-	for _, p := range pairs {
+	for _, p := range tunnels(pairs) {
 		pkt := newTestPacket(p)
 		f.Add(pkt.frame())
 		pkt.o4.TOS, pkt.o6.TrafficClass, pkt.i4.TOS, pkt.i6.TrafficClass = 3, 3, 1, 1
@@ -447,9 +373,9 @@ func TestRandomChanges(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	var sum Counters
 	for range 5000 {
-		frame := newTestPacket(pairs[r.IntN(4)]).frame()
+		frame := newTestPacket(tunnels(pairs)[r.IntN(8)]).frame()
 		for range 1 + r.IntN(2) {
-			frame[r.IntN(min(len(frame), 94))] ^= 1 << r.IntN(8)
+			frame[r.IntN(min(len(frame), 102))] ^= 1 << r.IntN(8)
 		}
 		if !runnable(frame) {
 			continue
@@ -465,20 +391,23 @@ func TestRandomChanges(t *testing.T) {
 	}
 }
 
-func checkProperty(t *testing.T, d *decapsulator, frame []byte) Counters {
+func checkProperty(t *testing.T, d *programs, frame []byte) Counters {
 	t.Helper()
 	frame = bytes.Clone(frame)
 	verdict, out, c := d.run(t, frame, nil)
-	total := c.DecapsulatedIPv4 + c.DecapsulatedIPv6 + c.NotVIP + c.Fragment + c.Malformed + c.Source + c.ECN + c.Failed
+	total := c.DecapsulatedIPv4 + c.DecapsulatedIPv6 + c.NotVIP + c.Fragment + c.Malformed + c.Merged + c.Source + c.ECN + c.Failed + c.Clamped
 	if total > 1 {
 		t.Fatalf("counted %+v for one frame %x", c, frame)
 	}
 	switch {
 	case verdict == drop && c.ECN == 1:
 	case verdict == next && c.DecapsulatedIPv4+c.DecapsulatedIPv6 == 1:
-		outer := 40
+		outer, proto := 40, frame[14+6]
 		if binary.BigEndian.Uint16(frame[12:]) == unix.ETH_P_IP {
-			outer = int(frame[14]&15) * 4
+			outer, proto = int(frame[14]&15)*4, frame[14+9]
+		}
+		if proto == unix.IPPROTO_UDP {
+			outer += 8
 		}
 		want := slices.Concat(frame[:14], frame[14+outer:])
 		binary.BigEndian.PutUint16(want[12:], unix.ETH_P_IP)

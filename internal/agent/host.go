@@ -223,7 +223,7 @@ func (h *host) restoreVIPs() error {
 	return nil
 }
 
-// predecessors are the programs that killed agents left at the ingress of interfaces.
+// predecessors are the programs that killed agents left on interfaces.
 type predecessors map[attachment]*ebpf.Program
 
 func (p predecessors) close() {
@@ -236,13 +236,13 @@ func (p predecessors) close() {
 // can attach ours.
 func findPredecessors(links []hostLink, recorded []attachment) (predecessors, error) {
 	for _, l := range links {
-		if _, err := attached(l); err != nil {
+		if _, err := attached(l, ebpf.AttachTCXIngress); err != nil {
 			return nil, err
 		}
 	}
 	found := predecessors{}
 	for _, a := range recorded {
-		ids, err := attached(hostLink{a.Interface, a.Link})
+		ids, err := attached(hostLink{a.Interface, a.Link}, a.hook())
 		if errors.Is(err, unix.ENODEV) {
 			continue // gone with its interface
 		}
@@ -261,12 +261,15 @@ func findPredecessors(links []hostLink, recorded []attachment) (predecessors, er
 	return found, nil
 }
 
-// attach attaches the program everywhere, in the place of predecessors where there are any, and removes those on
-// interfaces that are no longer ours.
-func (h *host) attach(d *decapsulator, old predecessors) error {
+// attach attaches the programs everywhere, in the place of predecessors where there are any, and removes those from where
+// no program is wanted any longer. Where clamping is off, none is at the egress.
+func (h *host) attach(p *programs, old predecessors) error {
 	var mine []attachment
 	for _, l := range h.links {
-		mine = append(mine, attachment{Interface: l.name, Link: l.index, Program: uint32(d.id)})
+		mine = append(mine, attachment{Interface: l.name, Link: l.index, Program: uint32(p.decap)})
+		if p.parameters.MSS != (MSS{}) {
+			mine = append(mine, attachment{Interface: l.name, Link: l.index, Egress: true, Program: uint32(p.clamp)})
+		}
 	}
 	h.state.Programs = slices.Clone(mine)
 	for a := range old {
@@ -275,26 +278,26 @@ func (h *host) attach(d *decapsulator, old predecessors) error {
 	if err := h.store.save(h.state); err != nil {
 		return err
 	}
-	replaced := map[int]bool{}
+	replaced := map[attachment]bool{}
 	for a, program := range old {
-		i := slices.IndexFunc(h.links, func(l hostLink) bool { return l.index == a.Link })
-		if i < 0 || replaced[a.Link] {
+		i := slices.IndexFunc(mine, a.sameHook)
+		if i < 0 || replaced[mine[i]] {
 			if err := detach(a, program); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := d.attach(h.links[i], program); err != nil {
+		if err := p.attach(mine[i], program); err != nil {
 			return err
 		}
-		replaced[a.Link] = true
-		h.log.Info("took the place of an agent that was killed", "interface", h.links[i].name)
+		replaced[mine[i]] = true
+		h.log.Info("took the place of an agent that was killed", "interface", a.Interface, "hook", a.hook())
 	}
-	for _, l := range h.links {
-		if replaced[l.index] {
+	for _, a := range mine {
+		if replaced[a] {
 			continue
 		}
-		if err := d.attach(l, nil); err != nil {
+		if err := p.attach(a, nil); err != nil {
 			return err
 		}
 	}
@@ -304,11 +307,11 @@ func (h *host) attach(d *decapsulator, old predecessors) error {
 
 // undo takes back what the state names, in the reverse order, and goes on after a failure; what failed stays in the
 // state for the next agent.
-func (h *host) undo(d *decapsulator) error {
+func (h *host) undo(p *programs) error {
 	var problems []error
 	left := state{VIPs: h.state.VIPs}
 	for _, a := range h.state.Programs {
-		if err := h.detachRecorded(d, a); err != nil {
+		if err := h.detachRecorded(p, a); err != nil {
 			problems = append(problems, err)
 			left.Programs = append(left.Programs, a)
 		}
@@ -337,16 +340,19 @@ func (h *host) undo(d *decapsulator) error {
 }
 
 // detachRecorded detaches a program that may be our own or, if taking a place failed half-way, a killed agent's.
-func (h *host) detachRecorded(d *decapsulator, a attachment) error {
-	if a.Program == uint32(d.id) {
-		return detach(a, d.objs.SluiceDecap)
+func (h *host) detachRecorded(p *programs, a attachment) error {
+	switch ebpf.ProgramID(a.Program) {
+	case p.decap:
+		return detach(a, p.objs.SluiceDecap)
+	case p.clamp:
+		return detach(a, p.objs.SluiceClamp)
 	}
-	p, err := openAttached(a)
-	if err != nil || p == nil {
+	old, err := openAttached(a)
+	if err != nil || old == nil {
 		return err
 	}
-	defer p.Close()
-	return detach(a, p)
+	defer old.Close()
+	return detach(a, old)
 }
 
 // onLoopback is a VIP as an address of lo: never the source of the host's own connections, since scope host is too

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -54,6 +55,8 @@ func TestConfigRefused(t *testing.T) {
 		{"zone", func(c *Config) { c.VIPs = []netip.Addr{a("fe80::1%eth0")} }, "not a unicast"},
 		{"address is a VIP", func(c *Config) { c.Addresses = []netip.Addr{vip4} }, "address 192.0.2.10: is a VIP"},
 		{"bad address", func(c *Config) { c.Addresses = []netip.Addr{a("224.0.0.1")} }, "address 224.0.0.1: not a unicast"},
+		{"MSS too small", func(c *Config) { c.ClampMSS = 535 }, "MSS 535: give auto, off, or bytes from 536 to 65495"},
+		{"MSS too large", func(c *Config) { c.ClampMSS = 65496 }, "MSS 65496: give"},
 		{"bad source", func(c *Config) { c.Sources = []netip.Prefix{{}} }, "not a prefix"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -213,11 +216,16 @@ func TestKilled(t *testing.T) {
 	r.ok(err)
 	for index, want := range map[int]int{eth0.Attrs().Index: 1, eth1.Attrs().Index: 0} {
 		r.ok(r.backend.Do(func() error {
-			ids, err := attached(hostLink{"", index})
-			if len(ids) != want {
-				t.Errorf("link %d has programs %v, want %d", index, ids, want)
+			for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+				ids, err := attached(hostLink{"", index}, hook)
+				if err != nil {
+					return err
+				}
+				if len(ids) != want {
+					t.Errorf("link %d has programs %v at %v, want %d", index, ids, hook, want)
+				}
 			}
-			return err
+			return nil
 		}))
 	}
 	if r.hasAddr("lo", vip6) || !r.hasAddr("lo", vip4) {
@@ -262,23 +270,28 @@ func TestKilledAnywhere(t *testing.T) {
 	r.unchanged(before)
 }
 
-// TestProgramOfOthersStays: another program at the interface is neither replaced nor removed, and comes after ours.
+// TestProgramOfOthersStays: other programs at the interface are neither replaced nor removed, and come after ours.
 func TestProgramOfOthersStays(t *testing.T) {
 	r := newRig(t)
 	other := load(t)
 	eth0, err := r.backend.Link("eth0")
 	r.ok(err)
 	l := hostLink{"eth0", eth0.Attrs().Index}
-	r.ok(r.backend.Do(func() error { return other.attach(l, nil) }))
+	theirs := []attachment{{Link: l.index, Program: uint32(other.decap)}, {Link: l.index, Egress: true, Program: uint32(other.clamp)}}
+	for _, a := range theirs {
+		r.ok(r.backend.Do(func() error { return other.attach(a, nil) }))
+	}
 	before := r.snapshot()
 	p := r.start(both...)
-	r.ok(r.backend.Do(func() error {
-		ids, err := attached(l)
-		if len(ids) != 2 || ids[1] != other.id {
-			t.Errorf("programs are %v, want ours before %d", ids, other.id)
-		}
-		return err
-	}))
+	for _, a := range theirs {
+		r.ok(r.backend.Do(func() error {
+			ids, err := attached(l, a.hook())
+			if len(ids) != 2 || uint32(ids[1]) != a.Program {
+				t.Errorf("programs at %v are %v, want ours before %d", a.hook(), ids, a.Program)
+			}
+			return err
+		}))
+	}
 	r.ok(p.Kill())
 	<-p.Done()
 	r.stop(r.start(both...), unix.SIGTERM)

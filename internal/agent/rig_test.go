@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -62,7 +63,10 @@ type rig struct {
 	node, backend *testenv.Namespace
 	stateDir      string
 	outer6        atomic.Bool   // wrap in IPv6
+	gue           atomic.Bool   // wrap in GUE
+	checksums     atomic.Bool   // with UDP checksums in GUE
 	wrapped       atomic.Uint64 // packets that were wrapped and sent
+	tooLong       atomic.Uint64 // packets that were too long for the cable once they were wrapped
 }
 
 func newRig(t *testing.T) *rig {
@@ -80,7 +84,7 @@ func newRig(t *testing.T) *rig {
 // cable joins node and backend; the first address of two is the node's.
 func (r *rig) cable(name string, addrs ...string) {
 	r.t.Helper()
-	r.ok(r.env.Veth(testenv.End{Namespace: r.node, Name: name, MTU: 1600}, testenv.End{Namespace: r.backend, Name: name, MTU: 1600}, 1))
+	r.ok(r.env.Veth(testenv.End{Namespace: r.node, Name: name}, testenv.End{Namespace: r.backend, Name: name}, 1))
 	for i, a := range addrs {
 		r.ok([]*testenv.Namespace{r.node, r.backend}[i%2].AddAddr(name, netip.MustParsePrefix(a)))
 	}
@@ -115,17 +119,10 @@ func (r *rig) wrap() {
 		LinkAttrs: netlink.LinkAttrs{Name: "wrap"}, Mode: netlink.TUNTAP_MODE_TUN,
 		Flags: unix.IFF_NO_PI, Queues: 1, NonPersist: true,
 	}
-	raw := map[string]int{}
+	w := wrapper{}
 	r.ok(r.node.Do(func() error {
-		for key, s := range map[string]struct{ family, proto int }{
-			"4in4": {unix.AF_INET, unix.IPPROTO_IPIP}, "6in4": {unix.AF_INET, unix.IPPROTO_IPV6},
-			"4in6": {unix.AF_INET6, unix.IPPROTO_IPIP}, "6in6": {unix.AF_INET6, unix.IPPROTO_IPV6},
-		} {
-			fd, err := unix.Socket(s.family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, s.proto)
-			if err != nil {
-				return err
-			}
-			raw[key] = fd
+		if err := w.open(); err != nil {
+			return err
 		}
 		return netlink.LinkAdd(tun)
 	}))
@@ -151,26 +148,83 @@ func (r *rig) wrap() {
 				return
 			}
 			if inner := packet[0] >> 4; inner == 4 || packet[6] != 58 { // no router solicitations and the like
-				r.send(raw, pair{r.outer6.Load(), inner == 6}, packet[:n])
+				p := pair{r.outer6.Load(), inner == 6, r.gue.Load()}
+				switch err := w.send(p, r.checksums.Load(), packet[:n]); {
+				case err == nil:
+					r.wrapped.Add(1)
+				case errors.Is(err, unix.EMSGSIZE):
+					r.tooLong.Add(1)
+				}
 			}
 		}
 	}()
 	r.t.Cleanup(func() {
 		in.Close()
 		<-done
-		for _, fd := range raw {
-			unix.Close(fd)
-		}
+		w.close()
 	})
 }
 
-func (r *rig) send(raw map[string]int, p pair, packet []byte) {
-	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: here4.As4()}
-	if p.outer6 {
-		to = &unix.SockaddrInet6{Addr: here6.As16()}
+// wrapper wraps packets as a node does, and sends them: sockets by outer and inner family and by the way of wrapping.
+// Like a node it neither fragments nor lets fragment.
+type wrapper map[wrapping]int
+
+type wrapping struct {
+	pair
+	checksum bool // a UDP checksum
+}
+
+func (w wrapper) open() error {
+	for _, p := range tunnels(pairs) {
+		for _, checksum := range []bool{false, true}[:map[bool]int{false: 1, true: 2}[p.gue]] {
+			family, kind, proto := unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_IPIP
+			if p.inner6 {
+				proto = unix.IPPROTO_IPV6
+			}
+			if p.gue {
+				kind, proto = unix.SOCK_DGRAM, unix.IPPROTO_UDP
+			}
+			options := [][3]int{{unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO}}
+			if p.outer6 {
+				family = unix.AF_INET6
+				options = [][3]int{{unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO}, {unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1}}
+			}
+			if p.gue && !checksum {
+				options = append(options, [3]int{unix.SOL_SOCKET, unix.SO_NO_CHECK, 1})
+				if p.outer6 {
+					options = append(options, [3]int{unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_TX, 1})
+				}
+			}
+			fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, proto)
+			if err != nil {
+				return err
+			}
+			w[wrapping{p, checksum}] = fd
+			for _, o := range options {
+				if err := unix.SetsockoptInt(fd, o[0], o[1], o[2]); err != nil {
+					return err
+				}
+			}
+		}
 	}
-	if err := unix.Sendto(raw[p.String()], packet, 0, to); err == nil {
-		r.wrapped.Add(1)
+	return nil
+}
+
+func (w wrapper) send(p pair, checksum bool, packet []byte) error {
+	port := 0
+	if p.gue {
+		port = DefaultGUEPort
+	}
+	var to unix.Sockaddr = &unix.SockaddrInet4{Addr: here4.As4(), Port: port}
+	if p.outer6 {
+		to = &unix.SockaddrInet6{Addr: here6.As16(), Port: port}
+	}
+	return unix.Sendto(w[wrapping{p, checksum && p.gue}], packet, 0, to)
+}
+
+func (w wrapper) close() {
+	for _, fd := range w {
+		unix.Close(fd)
 	}
 }
 
@@ -257,11 +311,13 @@ func (r *rig) snapshot() []string {
 			return err
 		}
 		for _, l := range links {
-			ids, err := attached(hostLink{l.Attrs().Name, l.Attrs().Index})
-			if err != nil {
-				return err
+			for _, hook := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
+				ids, err := attached(hostLink{l.Attrs().Name, l.Attrs().Index}, hook)
+				if err != nil {
+					return err
+				}
+				add("programs of %s, %v: %v", l.Attrs().Name, hook, ids)
 			}
-			add("programs of %s: %v", l.Attrs().Name, ids)
 		}
 		for _, family := range []string{"ipv4", "ipv6"} {
 			err := filepath.WalkDir("/proc/sys/net/"+family+"/conf", func(path string, d fs.DirEntry, err error) error {

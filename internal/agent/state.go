@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,12 +37,23 @@ type setting struct {
 // String is for logs.
 func (s setting) String() string { return fmt.Sprintf("%s=%d (was %d)", s.Name, s.Set, s.Before) }
 
-// attachment is a program at the ingress of an interface.
+// attachment is a program at the ingress or egress of an interface.
 type attachment struct {
 	Interface string `json:"interface"`
-	Link      int    `json:"link"`    // interface index
+	Link      int    `json:"link"` // interface index
+	Egress    bool   `json:"egress,omitempty"`
 	Program   uint32 `json:"program"` // BPF program ID
 }
+
+func (a attachment) hook() ebpf.AttachType {
+	if a.Egress {
+		return ebpf.AttachTCXEgress
+	}
+	return ebpf.AttachTCXIngress
+}
+
+// sameHook reports whether both are on the same hook of the same interface.
+func (a attachment) sameHook(b attachment) bool { return a.Link == b.Link && a.Egress == b.Egress }
 
 // store keeps the state of one network namespace in a file, which is locked while an agent runs.
 type store struct {

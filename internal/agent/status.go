@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -19,8 +20,10 @@ type Status struct {
 	VIPs       []netip.Addr `json:"vips"`       // that are answered for
 	Added      []netip.Addr `json:"vips_added"` // of these, put on loopback by an agent
 	Interfaces []string     `json:"interfaces"` // that encapsulated packets are taken on
+	GUEPort    uint16       `json:"gue_port"`   // UDP port that GUE is taken on, beside IP-in-IP; 0: none
+	ClampMSS   MSS          `json:"clamp_mss"`  // the largest MSS that SYN-ACKs from the VIPs leave with; 0: any
 	Sysctls    []string     `json:"sysctls"`    // set by an agent, with the value from before
-	Packets    Counters     `json:"packets"`    // counted by the attached program
+	Packets    Counters     `json:"packets"`    // counted by the attached programs
 }
 
 // ErrNoAgent is returned by ReadStatus where no agent runs and none has left anything.
@@ -46,43 +49,64 @@ func ReadStatus(stateDir string) (Status, error) {
 	for _, s := range st.Settings {
 		out.Sysctls = append(out.Sysctls, s.String())
 	}
-	// All interfaces have the same program, but for the moment in which a killed agent's is replaced.
+	// All interfaces have the same two programs with the same maps, but for the moment in which a killed agent's are
+	// replaced.
 	for i, a := range st.Programs {
-		out.Interfaces = append(out.Interfaces, a.Interface)
+		if !slices.Contains(out.Interfaces, a.Interface) {
+			out.Interfaces = append(out.Interfaces, a.Interface)
+		}
 		if i > 0 {
 			continue
 		}
-		if out.Packets, err = programCounters(a); err != nil {
+		now, err := readProgram(a, &out.Packets)
+		if err != nil {
 			return Status{}, err
 		}
+		out.GUEPort, out.ClampMSS = now.GUEPort, now.MSS
 	}
 	return out, nil
 }
 
-// programCounters reads the counters of an attached program; zeros if it has just gone.
-func programCounters(a attachment) (Counters, error) {
+// readProgram reads what an attached program counted and goes by; zeros if it has just gone.
+func readProgram(a attachment, counters *Counters) (now parameters, err error) {
 	p, err := openAttached(a)
 	if err != nil || p == nil {
-		return Counters{}, err
+		return parameters{}, err
 	}
 	defer p.Close()
 	info, err := p.Info()
 	if err != nil {
-		return Counters{}, fmt.Errorf("read program %d: %w", a.Program, err)
+		return parameters{}, fmt.Errorf("read program %d: %w", a.Program, err)
 	}
 	ids, _ := info.MapIDs()
+	found := 0
 	for _, id := range ids {
 		m, err := ebpf.NewMapFromID(id)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOENT) {
 			continue
 		}
 		if err != nil {
-			return Counters{}, fmt.Errorf("open map %d: %w", id, err)
+			return parameters{}, fmt.Errorf("open map %d: %w", id, err)
 		}
 		defer m.Close()
-		if mi, err := m.Info(); err == nil && mi.Name == decapMapCounts {
-			return readCounters(m)
+		mi, err := m.Info()
+		if err != nil {
+			return parameters{}, fmt.Errorf("read map %d: %w", id, err)
+		}
+		switch mi.Name {
+		case agentMapCounts:
+			*counters, err = readCounters(m)
+			found++
+		case agentMapSettings:
+			now, err = readParameters(m)
+			found++
+		}
+		if err != nil {
+			return parameters{}, err
 		}
 	}
-	return Counters{}, fmt.Errorf("read program %d: it has no counters; is it of this version?", a.Program)
+	if found != 2 {
+		return parameters{}, fmt.Errorf("read program %d: it has no counters or settings; is it of this version?", a.Program)
+	}
+	return now, nil
 }

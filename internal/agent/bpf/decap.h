@@ -2,32 +2,29 @@
 //
 // The decapsulator. It runs at tc ingress (tcx) of a backend's interface and sees every packet that arrives there:
 //
-//   IP-in-IP to an address of this host, around a packet to a VIP  → the outer header is taken off; the kernel goes on
-//                                                                     with the inner packet as if it had come alone
-//   everything else                                                → the kernel, untouched
+//   IP-in-IP or GUE to an address of this host, around a packet to a VIP  → the outer headers are taken off; the kernel
+//                                                                            goes on with the inner packet as if it
+//                                                                            had come alone
+//   everything else                                                       → the kernel, untouched
 //
-// All four pairs of families are taken. The program decides what it has to know to take a header off and no more: the
-// kernel's IP input follows, and checks the inner packet's lengths and checksums as it does for any packet.
+// All four pairs of families are taken. GUE is variant 1 of draft-ietf-intarea-gue: the inner IP header follows the UDP
+// header, and its version field tells the family. The program decides what it has to know to take headers off and no
+// more: the kernel's IP input follows, and checks the inner packet's lengths and checksums as it does for any packet.
+//
+// The outer UDP checksum is not verified, and may be zero over IPv6 too (RFC 6935): summing up the packet would cost more
+// than all the rest. What it would protect has its own: the inner transport's checksum covers payload and addresses, and
+// an outer address that was changed on the way is not one of this host's, or not an allowed source (RFC 6936, 4).
+//
+// An interface can be told to merge datagrams of one flow that have checksums into a large one (rx-udp-gro-forwarding,
+// rx-gro-list). All inner headers but the first are then amid its data, where no program can take them off: such packets
+// are counted, and left alone.
 //
 // Two kinds of packet to a VIP are dropped, since handing them to the kernel would let a tunnel device of the host take
 // off what was refused here: those of a source that is not allowed, and those that RFC 6040 says to drop.
 
-#include <stdbool.h>
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
-#include <linux/in.h>
-#include <linux/pkt_cls.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
+#pragma once
 
-// From newer kernel headers than the build needs (include/uapi/linux/bpf.h of Linux 6.6).
-#define TCX_NEXT -1
-#define BPF_F_ADJ_ROOM_DECAP_L3_IPV4 (1ULL << 7)
-#define BPF_F_ADJ_ROOM_DECAP_L3_IPV6 (1ULL << 8)
-
-#define IP_MF_OR_OFFSET 0x3fff // of iphdr.frag_off: more fragments, or not the first
+#include "common.h"
 
 // ECN codepoints (RFC 3168).
 #define NOT_ECT 0
@@ -36,79 +33,9 @@
 #define CE 3
 #define ECN_MASK 3
 
-// A 128-bit address in network order; IPv4 as v4-mapped, ::ffff:a.b.c.d.
-struct address {
-	__u32 word[4];
-};
-
-// A prefix of such addresses, as an LPM trie has it.
-struct prefix {
-	__u32 bits;
-	struct address address;
-};
-
-// What one CPU counted, in packets as they were on the wire: a packet that GRO merged from n counts n. Packets that are
-// not IP-in-IP to this host are not counted at all.
-struct counters {
-	__u64 decapsulated_ipv4; // inner IPv4 packets given to the kernel
-	__u64 decapsulated_ipv6; // inner IPv6 packets given to the kernel
-	__u64 not_vip;           // the inner destination is not a VIP: untouched
-	__u64 fragment;          // a fragment of an outer packet: untouched
-	__u64 malformed;         // a header is cut short or wrong: untouched
-	__u64 source;            // to a VIP, from a source that is not allowed: dropped
-	__u64 ecn;               // congestion marked outside, the inner packet cannot carry the mark: dropped
-	__u64 failed;            // the kernel refused to take the header off: dropped
-};
-
-// Written by Go, read here.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1); // set by the loader
-	__type(key, struct address);
-	__type(value, __u8); // unused
-} vips SEC(".maps");
-
-// The outer destinations that are this host's.
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
-	__type(key, struct address);
-	__type(value, __u8); // unused
-} addresses SEC(".maps");
-
-// The outer sources that are allowed.
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, 1); // set by the loader
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct prefix);
-	__type(value, __u8); // unused
-} sources SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct counters);
-} counts SEC(".maps");
-
-static __always_inline struct address mapped(__be32 v4)
-{
-	struct address a = {.word = {0, 0, bpf_htonl(0xffff), v4}};
-
-	return a;
-}
-
-static __always_inline struct address native(const struct in6_addr *v6)
-{
-	struct address a = {.word = {v6->in6_u.u6_addr32[0], v6->in6_u.u6_addr32[1], v6->in6_u.u6_addr32[2],
-				     v6->in6_u.u6_addr32[3]}};
-
-	return a;
-}
-
-// checksum_ok verifies an IPv4 header of `words` 32-bit words that begins at `offset` in the packet.
-static __always_inline bool checksum_ok(struct __sk_buff *skb, __u32 offset, __u32 words)
+// checksum_ok verifies an IPv4 header of `words` 32-bit words that begins at `offset` in the packet; 1 if it is right. It
+// is a function of its own for the verifier, which then looks at the loop once, and not on every way that leads there.
+__noinline int checksum_ok(struct __sk_buff *skb, __u32 offset, __u32 words)
 {
 	__u64 sum = 0;
 
@@ -118,7 +45,7 @@ static __always_inline bool checksum_ok(struct __sk_buff *skb, __u32 offset, __u
 		if (i >= words)
 			break;
 		if (bpf_skb_load_bytes(skb, offset + 4 * i, &word, 4))
-			return false;
+			return 0;
 		sum += word;
 	}
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -170,7 +97,7 @@ int sluice_decap(struct __sk_buff *skb)
 	struct address outer_dst, outer_src, inner_dst;
 	__u32 outer_len, zero = 0;
 	__u8 proto, outer_ecn, inner_ecn;
-	bool fragment = false, good = true;
+	bool fragment = false, later = false, good = true;
 
 	// A tagged packet is on its way to a VLAN device, not to this interface's addresses.
 	if (skb->vlan_present)
@@ -191,6 +118,7 @@ int sluice_decap(struct __sk_buff *skb)
 		outer_len = outer.v4.ihl * 4;
 		outer_ecn = outer.v4.tos & ECN_MASK;
 		fragment = outer.v4.frag_off & bpf_htons(IP_MF_OR_OFFSET);
+		later = outer.v4.frag_off & bpf_htons(IP_OFFSET);
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		// Nodes write no extension headers; a packet with any is somebody else's.
 		if (bpf_skb_load_bytes(skb, ETH_HLEN, &outer, sizeof(outer.v6)))
@@ -203,8 +131,23 @@ int sluice_decap(struct __sk_buff *skb)
 	} else {
 		return TCX_NEXT;
 	}
-	if (proto != IPPROTO_IPIP && proto != IPPROTO_IPV6)
+	// headers is the length of all that is to be taken off, room what an inner packet may fill.
+	__u32 headers = outer_len, room = ~0U;
+
+	if (proto == IPPROTO_UDP) {
+		struct parameters *now = bpf_map_lookup_elem(&settings, &zero);
+		struct udphdr udp;
+
+		// A later fragment does not tell its port.
+		if (!now || !now->gue_port || later || bpf_skb_load_bytes(skb, ETH_HLEN + outer_len, &udp, sizeof(udp)) ||
+		    udp.dest != bpf_htons(now->gue_port))
+			return TCX_NEXT;
+		headers += sizeof(udp);
+		room = bpf_ntohs(udp.len);
+		room = room < sizeof(udp) ? 0 : room - sizeof(udp);
+	} else if (proto != IPPROTO_IPIP && proto != IPPROTO_IPV6) {
 		return TCX_NEXT;
+	}
 	if (!bpf_map_lookup_elem(&addresses, &outer_dst))
 		return TCX_NEXT;
 
@@ -225,18 +168,28 @@ int sluice_decap(struct __sk_buff *skb)
 		good = outer.v6.version == 6;
 
 	// The inner header.
-	__u32 inner_at = ETH_HLEN + outer_len;
+	__u32 inner_at = ETH_HLEN + headers, inner_len;
+	bool inner4 = proto == IPPROTO_IPIP;
 
-	if (proto == IPPROTO_IPIP) {
+	if (proto == IPPROTO_UDP) {
+		__u8 first = 0;
+
+		good = good && !bpf_skb_load_bytes(skb, inner_at, &first, sizeof(first));
+		inner4 = first >> 4 == 4; // what is neither 4 nor 6 fails below
+	}
+	if (inner4) {
 		good = good && !bpf_skb_load_bytes(skb, inner_at, &inner, sizeof(inner.v4)) && inner.v4.version == 4 &&
 		       inner.v4.ihl >= 5;
 		inner_dst = mapped(inner.v4.daddr);
 		inner_ecn = inner.v4.tos & ECN_MASK;
+		inner_len = bpf_ntohs(inner.v4.tot_len);
 	} else {
 		good = good && !bpf_skb_load_bytes(skb, inner_at, &inner, sizeof(inner.v6)) && inner.v6.version == 6;
 		inner_dst = native(&inner.v6.daddr);
 		inner_ecn = inner.v6.flow_lbl[0] >> 4 & ECN_MASK;
+		inner_len = sizeof(inner.v6) + bpf_ntohs(inner.v6.payload_len);
 	}
+	good = good && inner_len <= room;
 	if (!good) {
 		count->malformed += packets;
 		return TCX_NEXT;
@@ -250,6 +203,12 @@ int sluice_decap(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 
+	// A segment of TCP that was made large on its way, in its tunnel, fills the packet; the first of several does not.
+	if (proto == IPPROTO_UDP && skb->gso_size && inner_at + inner_len != skb->len) {
+		count->merged += packets;
+		return TCX_NEXT;
+	}
+
 	int ecn = merged_ecn(outer_ecn, inner_ecn);
 	if (ecn < 0) {
 		count->ecn += packets;
@@ -258,17 +217,17 @@ int sluice_decap(struct __sk_buff *skb)
 
 	int err = 0;
 	if (ecn != inner_ecn)
-		err = proto == IPPROTO_IPIP ? set_ecn4(skb, inner_at, &inner.v4, ecn) : set_ecn6(skb, inner_at, &inner.v6, ecn);
+		err = inner4 ? set_ecn4(skb, inner_at, &inner.v4, ecn) : set_ecn6(skb, inner_at, &inner.v6, ecn);
 
 	// FIXED_GSO: a merged packet's segment size is that of the inner packets already. The checksum state that the NIC
 	// reported is forgotten (no NO_CSUM_RESET), since it may have been about the outer packet; what GRO merged it has
 	// verified itself, and stays as it is. The flow hash stays, so that receive flow steering finds what it stored.
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO |
-		      (proto == IPPROTO_IPIP ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6);
-	__be16 ethertype = proto == IPPROTO_IPIP ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
+		      (inner4 ? BPF_F_ADJ_ROOM_DECAP_L3_IPV4 : BPF_F_ADJ_ROOM_DECAP_L3_IPV6);
+	__be16 ethertype = inner4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 
 	if (!err)
-		err = bpf_skb_adjust_room(skb, -(__s32)outer_len, BPF_ADJ_ROOM_MAC, flags);
+		err = bpf_skb_adjust_room(skb, -(__s32)headers, BPF_ADJ_ROOM_MAC, flags);
 	// The helper sets skb->protocol; the frame itself is ours to mend, for those who capture it further on.
 	if (!err)
 		err = bpf_skb_store_bytes(skb, offsetof(struct ethhdr, h_proto), &ethertype, sizeof(ethertype), 0);
@@ -277,12 +236,9 @@ int sluice_decap(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 
-	if (proto == IPPROTO_IPIP)
+	if (inner4)
 		count->decapsulated_ipv4 += packets;
 	else
 		count->decapsulated_ipv6 += packets;
 	return TCX_NEXT;
 }
-
-// The kernel knows no "Apache" licence string; loaded into it, the program is used under its other licence.
-char _license[] SEC("license") = "GPL";
