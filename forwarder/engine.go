@@ -54,6 +54,7 @@ type Engine struct {
 
 	mu         sync.Mutex
 	generation uint64
+	tunnel     Tunnel
 	services   map[string]*serviceState
 	numbers    []bool // service numbers in use
 	slots      slotTable
@@ -126,6 +127,7 @@ func (e *Engine) Apply(spec Spec) error {
 	if e.slotsNeeded(spec) > conntrack.MaxSlots {
 		return errors.New("too many backends: slots of removed ones are not free yet; try again after the next sweep of the flow table")
 	}
+	e.tunnel = spec.Tunnel
 	now := e.clock()
 	wanted := map[string]bool{}
 	for _, s := range spec.Services {
@@ -307,7 +309,7 @@ func (e *Engine) rebuild() {
 			continue
 		}
 		hop, known := e.hops[st.key.address]
-		snap.targets[i] = newTarget(st.service, modes[st.service], st.key.address, hop, known)
+		snap.targets[i] = newTarget(st.service, modes[st.service], &e.tunnel, st.key.address, hop, known)
 		snap.lives[i] = udpLife
 		if snap.services[st.service].tcp {
 			snap.lives[i] = tcpLife

@@ -146,6 +146,7 @@ func TestSpecIsRefused(t *testing.T) {
 		{"another service", func(s *Spec) { x := s.Services[0]; x.Name = "x"; s.Services = append(s.Services, x) }},
 		{"occurs twice", func(s *Spec) { s.Services[0].Backends[1].Name = "web-1" }},
 		{"no address", func(s *Spec) { s.Services[0].Backends[1].Address = netip.Addr{} }},
+		{"no UDP port", func(s *Spec) { s.Services[0].Mode = GUE }},
 		{"another family", func(s *Spec) { s.Services[0].Backends[1].Address = source6 }},
 	} {
 		r := newTestRig(t, 1000)

@@ -83,7 +83,7 @@ func (r *testRig) apply(services ...ServiceSpec) {
 		hops[a] = hopTo(a)
 	}
 	r.engine.SetHops(hops)
-	if err := r.engine.Apply(Spec{Services: services}); err != nil {
+	if err := r.engine.Apply(Spec{Services: services, Tunnel: Tunnel{Port: 6080}}); err != nil {
 		r.t.Fatal(err)
 	}
 }

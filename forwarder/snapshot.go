@@ -54,7 +54,7 @@ type Hop struct {
 }
 
 // newTarget makes a slot's target from the way to its backend.
-func newTarget(number uint32, mode Mode, backend netip.Addr, hop Hop, known bool) target {
+func newTarget(number uint32, mode Mode, tunnel *Tunnel, backend netip.Addr, hop Hop, known bool) target {
 	t := target{service: uint16(number), problem: packet.NoRoute}
 	if !known {
 		return t
@@ -63,18 +63,16 @@ func newTarget(number uint32, mode Mode, backend netip.Addr, hop Hop, known bool
 		t.problem = hop.Problem
 		return t
 	}
-	switch mode {
-	case L2:
+	if mode == L2 {
 		if !hop.OnLink { // the gateway would route the packet back to us
 			return t
 		}
 		t.encap = packet.NewL2(hop.Dst, hop.Src)
-	case IPIP:
-		encap, err := packet.NewIPIP(hop.Dst, hop.Src, hop.Source, backend)
-		if err != nil { // no source address of the backend's family
+	} else {
+		var ok bool
+		if t.encap, ok = tunnel.encap(mode, backend, hop); !ok {
 			return t
 		}
-		t.encap = encap
 	}
 	if room := hop.MTU - t.encap.Overhead(); room > 0 {
 		t.maxLen = uint16(min(room, 0xffff))
@@ -82,4 +80,28 @@ func newTarget(number uint32, mode Mode, backend netip.Addr, hop Hop, known bool
 	t.egress = uint8(hop.Egress)
 	t.problem = packet.None
 	return t
+}
+
+// encap makes the outer header for a backend. It reports false if there is no source address of the backend's family.
+func (t *Tunnel) encap(mode Mode, backend netip.Addr, hop Hop) (e packet.Encap, ok bool) {
+	source, prefix := hop.Source, t.Source6
+	if backend.Is4() {
+		prefix = t.Source4
+	}
+	if prefix.IsValid() {
+		source = prefix.Addr()
+	}
+	var err error
+	if mode == GUE {
+		e, err = packet.NewGUE(hop.Dst, hop.Src, source, backend, t.Port, t.Checksum)
+	} else {
+		e, err = packet.NewIPIP(hop.Dst, hop.Src, source, backend)
+	}
+	if err != nil {
+		return e, false
+	}
+	if prefix.IsValid() {
+		e.VarySource(prefix)
+	}
+	return e, true
 }

@@ -35,11 +35,16 @@ const (
 	L2 Mode = iota
 	// IPIP puts an outer IPv4 or IPv6 header in front (RFC 2003, RFC 2473, RFC 4213).
 	IPIP
+	// GUE puts an outer IPv4 or IPv6 header and a UDP header in front (draft-ietf-intarea-gue, variant 1).
+	GUE
 )
 
 func (m Mode) String() string {
-	if m == IPIP {
+	switch m {
+	case IPIP:
 		return "ipip"
+	case GUE:
+		return "gue"
 	}
 	return "l2"
 }
@@ -48,7 +53,19 @@ func (m Mode) String() string {
 type PortRange struct{ First, Last uint16 }
 
 // Spec is what an engine shall forward: all services, whole.
-type Spec struct{ Services []ServiceSpec }
+type Spec struct {
+	Services []ServiceSpec
+	Tunnel   Tunnel
+}
+
+// Tunnel is what the outer headers of IPIP and GUE have in common.
+type Tunnel struct {
+	Port     uint16 // of GUE
+	Checksum bool   // of GUE
+	// Source4 and Source6 are where outer sources are taken from, another one for each flow. The zero Prefix stands for the
+	// address that the node's routing gives.
+	Source4, Source6 netip.Prefix
+}
 
 // ServiceSpec is one service.
 type ServiceSpec struct {
@@ -103,6 +120,9 @@ func (s *Spec) Validate() error {
 	backends := 0
 	for i := range s.Services {
 		v := &s.Services[i]
+		if v.Mode == GUE && s.Tunnel.Port == 0 {
+			errs = append(errs, fmt.Errorf("service %q: GUE has no UDP port", v.Name))
+		}
 		if names[v.Name] {
 			errs = append(errs, fmt.Errorf("service %q: the name occurs twice", v.Name))
 		}

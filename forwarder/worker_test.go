@@ -105,7 +105,8 @@ func TestForward(t *testing.T) {
 	for _, c := range []struct {
 		mode           Mode
 		inner6, outer6 bool
-	}{{L2, false, false}, {L2, true, true}, {IPIP, false, false}, {IPIP, false, true}, {IPIP, true, false}, {IPIP, true, true}} {
+	}{{L2, false, false}, {L2, true, true}, {IPIP, false, false}, {IPIP, false, true}, {IPIP, true, false}, {IPIP, true, true},
+		{GUE, false, false}, {GUE, false, true}, {GUE, true, false}, {GUE, true, true}} {
 		t.Run(fmt.Sprintf("%v inner6=%v outer6=%v", c.mode, c.inner6, c.outer6), func(t *testing.T) {
 			r := newTestRig(t, 1000)
 			f := client(1, "A")
@@ -132,7 +133,11 @@ func TestForward(t *testing.T) {
 				t.Fatal("the inner packet was changed")
 			}
 			outer := len(sent[0]) - len(in)
-			if want := map[bool]int{false: 20, true: 40}[c.outer6]; c.mode == IPIP && outer != want || c.mode == L2 && outer != 0 {
+			want := map[Mode]int{IPIP: 20, GUE: 28}[c.mode]
+			if c.outer6 && c.mode != L2 {
+				want += 20
+			}
+			if outer != want {
 				t.Fatalf("%d bytes were added", outer)
 			}
 			if st := r.engine.Stats().Services[0].Backends[0].Forwarded; st.Packets != 1 || st.Bytes != uint64(len(in)-14) {

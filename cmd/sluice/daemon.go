@@ -152,11 +152,21 @@ func admitWord(a control.Admission) maglev.Admit {
 
 // specOf translates a configuration into what the engine takes.
 func specOf(cfg *config.Config, health *control.Pending) (spec forwarder.Spec) {
+	spec.Tunnel = forwarder.Tunnel{Port: cfg.Tunnel.GUEPort, Checksum: cfg.Tunnel.GUEChecksum}
+	if p := cfg.Tunnel.SourceIPv4; p != nil {
+		spec.Tunnel.Source4 = *p
+	}
+	if p := cfg.Tunnel.SourceIPv6; p != nil {
+		spec.Tunnel.Source6 = *p
+	}
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
 		out := forwarder.ServiceSpec{Name: s.Name, VIP: s.VIP, Protocol: s.Protocol.Number(), Mode: forwarder.L2}
-		if s.Forward == config.ForwardIPIP {
+		switch s.Forward {
+		case config.ForwardIPIP:
 			out.Mode = forwarder.IPIP
+		case config.ForwardGUE:
+			out.Mode = forwarder.GUE
 		}
 		for _, p := range s.Ports {
 			out.Ports = append(out.Ports, forwarder.PortRange{First: p.First, Last: p.Last})

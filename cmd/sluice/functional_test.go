@@ -279,6 +279,7 @@ func TestModesAndFamilies(t *testing.T) {
 	}{
 		{testVIP4, "l2", false}, {testVIP6, "l2", true},
 		{testVIP4, "ipip", false}, {testVIP4, "ipip", true}, {testVIP6, "ipip", false}, {testVIP6, "ipip", true},
+		{testVIP4, "gue", false}, {testVIP4, "gue", true}, {testVIP6, "gue", false}, {testVIP6, "gue", true},
 	} {
 		t.Run(fmt.Sprintf("%s, VIP of IPv%d, backends of IPv%d", c.forward, map[bool]int{true: 4, false: 6}[c.vip.Is4()], map[bool]int{true: 6, false: 4}[c.outer6]), func(t *testing.T) {
 			s := newSystem(t, 1, 2)
@@ -292,6 +293,49 @@ func TestModesAndFamilies(t *testing.T) {
 			s.down()
 		})
 	}
+}
+
+// On a LAN of 1,500 bytes, with outer sources that vary and GUE's checksums on, bulk transfers work: the agents have the
+// clients leave room for the outer headers, and no packet is too big.
+func TestNarrowLAN(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, 1, 2)
+	hosts := []*testenv.Namespace{s.net.Router.Namespace, s.nodes[0].Namespace, s.backends[0].Namespace, s.backends[1].Namespace}
+	for i, h := range hosts {
+		if err := h.SetMTU([]string{"br0", "eth0", "eth0", "eth0"}[i], 1500); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, b := range s.backends {
+		if err := b.agent.WaitUntil(10*time.Second, "SYN-ACKs are clamped", func() error {
+			out, err := b.Run(5*time.Second, testenv.Cmd{Path: filepath.Join(bin, "sluice-agent"), Args: []string{"status", "--state-dir", s.path("agent")}})
+			if err == nil && !strings.Contains(out, "1412") {
+				err = errors.New(out)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.tunnel = "{gue_checksum: true, source_ipv4: 10.7.0.0/16, source_ipv6: 'fd00:7::/64'}"
+	s.up(s.service(testVIP4, "tcp", "7000", "gue", true), s.service(testVIP6, "tcp", "7000", "gue", false),
+		rigService{Name: "ipip4", VIP: testVIP4, Protocol: "tcp", Ports: "7001", Forward: "ipip", Backends: s.backends},
+		rigService{Name: "ipip6", VIP: testVIP6, Protocol: "tcp", Ports: "7001", Forward: "ipip", Outer6: true, Backends: s.backends})
+	s.echoServers(7000)
+	s.echoServers(7001)
+	for i := range 4 {
+		for _, vip := range s.vips {
+			if err := s.transfer(netip.AddrPortFrom(vip, uint16(7000+i%2)), uint64(i), 2<<20); err != nil {
+				t.Errorf("%v port %d: %v", vip, 7000+i%2, err)
+			}
+		}
+	}
+	for _, w := range s.status(s.nodes[0]).Traffic.Workers {
+		if w.Dropped.Total() != 0 {
+			t.Errorf("worker %d dropped %v", w.ID, w.Dropped)
+		}
+	}
+	s.down()
 }
 
 // echoServers runs a TCP server on every backend that sends back what it gets.

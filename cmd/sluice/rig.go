@@ -25,6 +25,7 @@ type rig struct {
 	nodes    []*rigNode
 	backends []*rigBackend
 	vips     []netip.Addr
+	tunnel   string // the configuration's tunnel section, in YAML flow style; empty: none
 }
 
 // rigNode is one Sluice node.
@@ -137,6 +138,9 @@ interfaces:
 flows: 64k
 drain_time: {{.DrainTime}}
 metrics: {listen: 127.0.0.1:9545}
+{{- with .Tunnel}}
+tunnel: {{.}}
+{{- end}}
 services:
 {{- range $s := .Services}}
   - name: {{.Name}}
@@ -161,7 +165,7 @@ func (b *rigBackend) Name() string { return b.name }
 func (r *rig) configure(n *rigNode, services ...rigService) error {
 	var b bytes.Buffer
 	err := rigConfig.Execute(&b, map[string]any{
-		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Services": services,
+		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Services": services,
 	})
 	if err != nil {
 		return err

@@ -35,3 +35,12 @@ func checksum(sum uint32) uint16 {
 	sum += sum >> 16
 	return ^uint16(sum)
 }
+
+// sumBytes adds any bytes to a sum of little-endian words, as if zeroes followed them.
+func sumBytes(sum uint64, b []byte) uint64 {
+	whole := len(b) &^ 3
+	sum = addWords(sum, b[:whole])
+	var rest [4]byte
+	copy(rest[:], b[whole:])
+	return addWords(sum, rest[:])
+}

@@ -10,7 +10,7 @@ import (
 type MAC [6]byte
 
 // Headroom is what Apply needs before the frame at most, in bytes.
-const Headroom = ipv6Len
+const Headroom = ipv6Len + udpLen
 
 // Outer protocol numbers, by the family of the inner packet (RFC 2003, RFC 2473).
 const (
@@ -30,18 +30,23 @@ const (
 // configuration, a route or a neighbour changes, and immutable after that; any number of workers may read it. The zero
 // Encap is not usable.
 type Encap struct {
-	eth      [ethLen]byte // Ethernet header; the type is that of the outer IP header, and unused by L2
-	overhead uint8        // bytes of the outer IP header: 0, 20 or 40
-	addrs    [32]byte     // source and destination of the outer IP header: 8 bytes or 32
-	sum      uint16       // IPv4: the header's big-endian words summed up and folded, without what the packet adds
+	macs     [12]byte // of the Ethernet header: destination and source
+	port     uint16   // GUE: the UDP destination port; else 0
+	overhead uint8    // bytes of the outer headers after Ethernet: 0, 20 or 40, with GUE 28 or 48
+	options  uint8    // how many low bits of the outer source are the flow's, and checksummed
+	addrs    [32]byte // source and destination of the outer IP header: 8 bytes or 32
+	sum      uint16   // IPv4: the header's big-endian words summed up and folded, without what the packet adds
 }
+
+// checksummed in Encap.options says that the UDP checksum of GUE is filled in.
+const checksummed = 0x80
 
 // NewL2 returns the header of a target on the same link: new Ethernet addresses before an unchanged packet. src is the
 // address of the outgoing interface.
 func NewL2(dst, src MAC) Encap {
 	var e Encap
-	copy(e.eth[0:], dst[:])
-	copy(e.eth[6:], src[:])
+	copy(e.macs[0:], dst[:])
+	copy(e.macs[6:], src[:])
 	return e
 }
 
@@ -52,31 +57,34 @@ func NewIPIP(dst, src MAC, outerSrc, outerDst netip.Addr) (Encap, error) {
 	outerSrc, outerDst = outerSrc.Unmap(), outerDst.Unmap()
 	switch {
 	case !outerSrc.IsValid() || !outerDst.IsValid():
-		return Encap{}, fmt.Errorf("ipip header %v to %v: an address is missing; give a source and a destination", outerSrc, outerDst)
+		return Encap{}, fmt.Errorf("outer header %v to %v: an address is missing; give a source and a destination", outerSrc, outerDst)
 	case outerSrc.Is4() != outerDst.Is4():
-		return Encap{}, fmt.Errorf("ipip header %v to %v: the families differ; give two IPv4 or two IPv6 addresses", outerSrc, outerDst)
+		return Encap{}, fmt.Errorf("outer header %v to %v: the families differ; give two IPv4 or two IPv6 addresses", outerSrc, outerDst)
 	case outerDst.IsUnspecified() || outerDst.IsMulticast():
-		return Encap{}, fmt.Errorf("ipip header %v to %v: the destination is no host; give the address of one backend", outerSrc, outerDst)
+		return Encap{}, fmt.Errorf("outer header %v to %v: the destination is no host; give the address of one backend", outerSrc, outerDst)
 	}
 	e := NewL2(dst, src)
 	n := copy(e.addrs[:], outerSrc.AsSlice())
 	copy(e.addrs[n:], outerDst.AsSlice())
 	if outerSrc.Is6() {
 		e.overhead = ipv6Len
-		binary.BigEndian.PutUint16(e.eth[12:], typeIPv6)
 		return e, nil
 	}
 	e.overhead = ipv4Len
-	binary.BigEndian.PutUint16(e.eth[12:], typeIPv4)
+	e.sumAddrs()
+	return e, nil
+}
+
+// sumAddrs sums up what an outer IPv4 header has in common for all packets.
+func (e *Encap) sumAddrs() {
 	sum := uint32(ipv4First>>16 + ipv4DontFragment + hopLimit<<8)
 	for i := 0; i < 8; i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(e.addrs[i:]))
 	}
 	e.sum = ^checksum(sum)
-	return e, nil
 }
 
-// Overhead returns by how many bytes Apply lengthens an IP packet: 0, 20 or 40.
+// Overhead returns by how many bytes Apply lengthens an IP packet: 0 with L2, 20 or 40 with IPIP, 28 or 48 with GUE.
 func (e *Encap) Overhead() int { return int(e.overhead) }
 
 // Apply puts the header of e before a packet. mem[start:] begins with the frame that m was parsed from, m.Reason being
@@ -90,38 +98,44 @@ func (e *Encap) Overhead() int { return int(e.overhead) }
 //
 // The outer header takes DSCP and ECN from the inner one (RFC 2983, uniform model; RFC 6040, normal mode). TTL is 64,
 // don't-fragment is set and the IPv6 flow label is zero.
+//
+// What differs from flow to flow, GUE's source port and the bits of VarySource, is from the flow's hash, so that the packets
+// of a flow stay in order.
 func (e *Encap) Apply(mem []byte, start int, m *Meta) (newStart int, newLen int) {
 	l3 := start + int(m.L3)
 	inner := int(m.End) - int(m.L3) // length of the IP packet
-	switch e.overhead {
-	case 0:
-		copy(mem[start:start+12], e.eth[:12])
+	if e.overhead == 0 {
+		copy(mem[start:start+12], e.macs[:])
 		return start, int(m.End)
-
-	case ipv4Len:
-		class, proto := m.Class, innerProto(m.Flags)
-		length := ipv4Len + inner
+	}
+	at, payload, class, proto := l3, inner, m.Class, innerProto(m.Flags)
+	if e.port != 0 {
+		at, payload, proto = at-udpLen, payload+udpLen, ProtoUDP
+		e.putUDP(mem[at:], payload, m.Hash)
+	}
+	if e.overhead < ipv6Len {
+		length := ipv4Len + payload
 		sum := checksum(uint32(e.sum) + uint32(class) + uint32(length) + uint32(proto))
-		newStart = l3 - ipv4Len - ethLen
+		newStart, newLen = at-ipv4Len-ethLen, ethLen+length
 		f := (*[ethLen + ipv4Len]byte)(mem[newStart:])
-		copy(f[:ethLen], e.eth[:])
+		copy(f[:12], e.macs[:])
+		binary.BigEndian.PutUint16(f[12:], typeIPv4)
 		binary.BigEndian.PutUint64(f[ethLen:], (ipv4First|uint64(class)<<16|uint64(length))<<32|ipv4DontFragment)
 		binary.BigEndian.PutUint32(f[ethLen+8:], hopLimit<<24|uint32(proto)<<16|uint32(sum))
 		copy(f[ethLen+12:], e.addrs[:8])
-		return newStart, ethLen + length
-
-	default:
-		class, proto := m.Class, innerProto(m.Flags)
-		newStart = l3 - ipv6Len - ethLen
-		f := mem[newStart : newStart+ethLen+ipv6Len]
-		copy(f[:ethLen], e.eth[:])
-		h := f[ethLen:]
-		binary.BigEndian.PutUint32(h[0:], ipv6First|uint32(class)<<20)
-		binary.BigEndian.PutUint32(h[4:], uint32(inner)<<16|uint32(proto)<<8|hopLimit)
-		copy(h[8:24], e.addrs[:16])
-		copy(h[24:40], e.addrs[16:])
-		return newStart, ethLen + ipv6Len + inner
+	} else {
+		newStart, newLen = at-ipv6Len-ethLen, ethLen+ipv6Len+payload
+		f := (*[ethLen + ipv6Len]byte)(mem[newStart:])
+		copy(f[:12], e.macs[:])
+		binary.BigEndian.PutUint16(f[12:], typeIPv6)
+		binary.BigEndian.PutUint32(f[ethLen:], ipv6First|uint32(class)<<20)
+		binary.BigEndian.PutUint32(f[ethLen+4:], uint32(payload)<<16|uint32(proto)<<8|hopLimit)
+		copy(f[ethLen+8:], e.addrs[:])
 	}
+	if e.options != 0 {
+		e.finish(mem[newStart:newStart+newLen], m.Hash)
+	}
+	return newStart, newLen
 }
 
 // innerProto is the protocol number of the family of the packet inside.
