@@ -33,11 +33,17 @@ test: ## everything: unit, race, functional, lint, BPF objects, fuzz (root; inst
 test-unit: ## the tests that need no root, under a minute
 	$(GO) test -short ./...
 
+.PHONY: test-zerocopy
+test-zerocopy: build ## real drivers in zero-copy mode, in emulated machines (root; installs QEMU, fetches kernels)
+	@command -v qemu-system-x86_64 >/dev/null && command -v xz >/dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends qemu-system-x86 seabios xz-utils; }
+	CGO_ENABLED=0 $(GO) test -tags guest -count 1 -timeout 15m -v ./testenv/guest/zerocopy
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, and where unsafe may be
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'gofmt -w these files'; exit 1; }
-	$(GO) vet ./...
-	$(TOOL) staticcheck ./...
+	$(GO) vet -tags guest ./...
+	$(TOOL) staticcheck -tags guest ./...
 	@! grep -rl --include='*.go' '"unsafe"' . | grep -v -e '^./forwarder/xsk/' -e '^./internal/shm/' || { echo 'unsafe belongs into forwarder/xsk and internal/shm'; exit 1; }
 
 .PHONY: generate

@@ -74,7 +74,15 @@ func (n *Node) attach(nc *nic) (err error) {
 	if nc.program, err = n.steer.Attach(ifindex, nc.Name, all, n.log); err != nil {
 		return err
 	}
-	queues, err := nc.countQueues() // some drivers change the number when a program is attached
+	// virtio_net adds queues for each processor when a program is attached, if there are more pairs than it used before
+	// (virtnet_xdp_set in drivers/net/virtio_net.c). Frames on these would find no socket.
+	if now, err := steer.Queues(nc.Name); err != nil {
+		return err
+	} else if now != all {
+		return fmt.Errorf("interface %s: the driver changed its number of queues from %d to %d when the XDP program was attached; "+
+			"give the machine as many queue pairs as processors, or set the number before the start with ethtool -L", nc.Name, all, now)
+	}
+	queues, err := nc.countQueues()
 	if err != nil {
 		return err
 	}
