@@ -282,6 +282,7 @@ func TestModesAndFamilies(t *testing.T) {
 		{testVIP4, "gue", false}, {testVIP4, "gue", true}, {testVIP6, "gue", false}, {testVIP6, "gue", true},
 	} {
 		t.Run(fmt.Sprintf("%s, VIP of IPv%d, backends of IPv%d", c.forward, map[bool]int{true: 4, false: 6}[c.vip.Is4()], map[bool]int{true: 6, false: 4}[c.outer6]), func(t *testing.T) {
+			t.Parallel()
 			s := newSystem(t, 1, 2)
 			s.up(s.service(c.vip, "tcp", "7000", c.forward, c.outer6))
 			s.echoServers(7000)

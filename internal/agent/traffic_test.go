@@ -22,7 +22,7 @@ import (
 	"github.com/sluice-lb/sluice/testenv"
 )
 
-const bulk = 20 << 20
+const bulk = 8 << 20
 
 // serve answers on the VIPs in the backend: /down sends bulk bytes, /up answers the checksum of what it got, and UDP
 // port 9 echoes.
