@@ -13,7 +13,7 @@ func (n *Node) Stats() Stats {
 	st := n.Engine.Stats()
 	st.Table.HugePages = n.memory.Huge()
 	if s, err := n.steer.Stats(); err == nil {
-		st.Steer = SteerStats{ToVIPs: s.ToVIPs, Redirected: s.Redirected, NoSocket: s.NoSocket}
+		st.Steer = SteerStats(s) // the same counters, with names for JSON
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
