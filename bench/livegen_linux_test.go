@@ -362,7 +362,7 @@ func TestFloodMeetsSteer(t *testing.T) {
 	if err := w.sink.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	s, err := steer.New(2)
+	s, err := steer.New(2, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -376,7 +376,7 @@ func TestFloodMeetsSteer(t *testing.T) {
 	}
 	var l *steer.Link
 	err = w.right.Do(func() error {
-		l, err = s.Attach(dev.Attrs().Index, "eth0", 2, slog.New(slog.DiscardHandler))
+		l, err = s.Attach(dev.Attrs().Index, "eth0", steer.AttachOptions{Queues: 2}, slog.New(slog.DiscardHandler))
 		return err
 	})
 	if err != nil {

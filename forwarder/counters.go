@@ -31,6 +31,9 @@ type serviceCounts [packet.NumReasons]uint64
 // totals are a worker's own books.
 type totals struct {
 	received, forwarded, answered, generated uint64
+	replies                                  uint64 // of forwarded
+	held                                     uint64 // now
+	continued                                uint64 // frames sent of packets that take several, but their first
 	newFlows, refused, evictions             uint64
 	reasons                                  [packet.NumReasons]uint64
 }
@@ -61,6 +64,7 @@ type serviceCell struct {
 // sharedCounters is what other goroutines read. Large, but untouched pages take no memory.
 type sharedCounters struct {
 	received, forwarded, answered, generated atomic.Uint64
+	replies, held, continued                 atomic.Uint64
 	newFlows, refused, evictions             atomic.Uint64
 	reasons                                  [packet.NumReasons]atomic.Uint64
 	slots                                    []sharedSlot
@@ -113,6 +117,9 @@ func (c *counters) publish(now int64) {
 	s.forwarded.Store(c.forwarded)
 	s.answered.Store(c.answered)
 	s.generated.Store(c.generated)
+	s.replies.Store(c.replies)
+	s.held.Store(c.held)
+	s.continued.Store(c.continued)
 	s.newFlows.Store(c.newFlows)
 	s.refused.Store(c.refused)
 	s.evictions.Store(c.evictions)
@@ -142,6 +149,7 @@ func (c *counters) readTotals() totals {
 	s := &c.shared
 	t := totals{
 		received: s.received.Load(), forwarded: s.forwarded.Load(), answered: s.answered.Load(), generated: s.generated.Load(),
+		replies: s.replies.Load(), held: s.held.Load(), continued: s.continued.Load(),
 		newFlows: s.newFlows.Load(), refused: s.refused.Load(), evictions: s.evictions.Load(),
 	}
 	for i := range s.reasons {

@@ -16,6 +16,10 @@ import (
 func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 	for _, i := range w.misses[:w.missed] {
 		m := &w.metas[i]
+		if snap.isVIP(packet.Source(w.frame(&w.descs[i]), m)) { // checked here, since such a packet never gets a word
+			m.Reason = packet.SourceVIP
+			continue
+		}
 		s := &snap.services[w.services[i]]
 		existing, ok := s.existing(w.engine.keys.Mix, m.Hash, w.engine.admit, now)
 		slot, insert := existing, true
@@ -24,11 +28,14 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 			fresh, admitted := s.pool.ChooseNew(w.engine.keys.Mix, m.Hash, w.engine.admit)
 			insert = !ok || fresh != existing
 			slot, ok = fresh, admitted
-		case m.Flags&(packet.FIN|packet.RST|packet.ICMPError) != 0:
+		case m.Flags&(packet.FIN|packet.RST|packet.ICMPError|placed) != 0:
 			insert = false // the flow ends here, or this is not one of its packets
 		}
 		if !ok {
 			m.Reason = packet.NoBackend
+			if s.reject {
+				w.refuse(int(i), packet.NoBackend, 0, now)
+			}
 			continue
 		}
 		w.slots[i] = slot

@@ -2,23 +2,34 @@ package forwarder
 
 import "github.com/sluice-lb/sluice/forwarder/packet"
 
-// Echo requests that a worker answers: at most so many a second, of which so many at once.
+// What a worker sends by itself, of each kind: at most so many a second, of which so many at once.
 const (
-	echoesPerSecond = 1000
-	echoBurst       = 100
+	ownPerSecond = 1000
+	ownBurst     = 100
 )
 
-// admitEcho says whether an echo request is answered: it must be to a VIP, and within the limit. The limit is a generic
-// cell rate algorithm (ITU-T I.371): echoes is when the next request would come if all came evenly.
+// pace limits what is done to so many a second: a generic cell rate algorithm (ITU-T I.371). Its value is when the next would
+// come if all came evenly, CLOCK_MONOTONIC ns.
+type pace int64
+
+// admit says whether one more is done now.
+func (p *pace) admit(now int64) bool {
+	const interval = int64(1e9 / ownPerSecond)
+	next := max(int64(*p), now)
+	if next > now+(ownBurst-1)*interval {
+		return false
+	}
+	*p = pace(next + interval)
+	return true
+}
+
+// admitEcho says whether an echo request is answered: it must be to a VIP, and within the limit.
 func (w *Worker) admitEcho(snap *Snapshot, m *packet.Meta, now int64) packet.Reason {
-	if _, reason := snap.vips.find(m.Dst, protoTCP, 0); reason == packet.NotVIP {
+	if !snap.isVIP(m.Dst) {
 		return packet.NotVIP
 	}
-	const interval = int64(1e9 / echoesPerSecond)
-	next := max(w.echoes, now)
-	if next > now+(echoBurst-1)*interval {
+	if !w.echoes.admit(now) {
 		return packet.EchoLimit
 	}
-	w.echoes = next + interval
 	return packet.None
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/nexthop"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/maglev"
 )
@@ -43,12 +44,16 @@ type EngineConfig struct {
 // Engine is the part of a node that all workers share: flow table, admit words, snapshot, counters. All methods may be
 // called from any goroutine and never wait for a worker.
 type Engine struct {
-	keys     Keys
-	clock    func() int64
-	table    *conntrack.Table
-	words    int
-	admit    []atomic.Uint32 // by slot; see maglev.Admit
-	snapshot atomic.Pointer[Snapshot]
+	keys  Keys
+	clock func() int64
+	table *conntrack.Table
+	words int
+	admit []atomic.Uint32 // by slot; see maglev.Admit
+	// fragments are the datagrams of which fragments have come lately.
+	fragments *fragmentTable
+	// unresolved are destinations on a link of the node whose Ethernet address a worker missed.
+	unresolved chan netip.Addr
+	snapshot   atomic.Pointer[Snapshot]
 
 	applying sync.Mutex // one Apply at a time; taken before mu
 
@@ -59,6 +64,8 @@ type Engine struct {
 	numbers    []bool // service numbers in use
 	slots      slotTable
 	hops       map[netip.Addr]Hop
+	routes     *nexthop.Routes
+	ways       []Hop // of routes
 	workers    []*Worker
 	census     conntrack.Census // of the last full sweep
 }
@@ -81,11 +88,15 @@ func NewEngine(c EngineConfig) (*Engine, error) {
 		return nil, fmt.Errorf("flow table: %w", err)
 	}
 	e := &Engine{
-		keys:     c.Keys,
-		clock:    c.Clock,
-		table:    table,
-		words:    len(c.Words),
-		admit:    make([]atomic.Uint32, conntrack.MaxSlots),
+		keys:  c.Keys,
+		clock: c.Clock,
+		table: table,
+		words: len(c.Words),
+		admit: make([]atomic.Uint32, conntrack.MaxSlots),
+
+		fragments:  new(fragmentTable),
+		unresolved: make(chan netip.Addr, 64),
+
 		services: map[string]*serviceState{},
 		slots:    slotTable{byKey: map[slotKey]uint32{}},
 		hops:     map[netip.Addr]Hop{},
@@ -163,7 +174,7 @@ func (e *Engine) slotsNeeded(spec Spec) int {
 	}
 	for _, s := range spec.Services {
 		for _, b := range s.Backends {
-			if _, ok := e.slots.byKey[slotKey{s.Name, b.Name, b.Address}]; !ok {
+			if _, ok := e.slots.byKey[slotKey{s.Name, b.Name, b.Address, b.Port}]; !ok {
 				n++
 			}
 		}
@@ -193,13 +204,13 @@ func (e *Engine) applyService(spec ServiceSpec, backends []BackendSpec, pool *ma
 	slots := make([]uint32, len(backends))
 	mine := map[uint32]bool{}
 	for i, b := range backends {
-		slot, fresh, ok := e.slots.take(slotKey{spec.Name, b.Name, b.Address})
+		slot, fresh, ok := e.slots.take(slotKey{spec.Name, b.Name, b.Address, b.Port})
 		if !ok {
 			panic("forwarder: no slot left although slotsNeeded counted them")
 		}
 		st := &e.slots.states[slot]
 		if fresh {
-			*st = slotState{key: slotKey{spec.Name, b.Name, b.Address}, service: s.number, since: now, base: e.sumSlot(slot)}
+			*st = slotState{key: slotKey{spec.Name, b.Name, b.Address, b.Port}, service: s.number, since: now, base: e.sumSlot(slot)}
 		}
 		st.phase = slotActive
 		e.admit[slot].Store(uint32(b.Admit))
@@ -223,7 +234,7 @@ func (e *Engine) applyService(spec ServiceSpec, backends []BackendSpec, pool *ma
 		s.live.previous, s.live.previousUntil = old, now+previousTableNanos
 		s.live.pool = &maglev.Pool{Table: old.Table, Slots: slots}
 	}
-	s.live.tcp = spec.Protocol == protoTCP
+	s.live.tcp, s.live.reject = spec.Protocol == protoTCP, spec.Reject
 	s.spec = spec
 }
 
@@ -248,6 +259,25 @@ func (e *Engine) SetHops(hops map[netip.Addr]Hop) {
 	}
 }
 
+// SetRoutes tells how the replies of NAT backends reach their clients: hops[i] is way i of routes. The engine keeps both.
+func (e *Engine) SetRoutes(routes *nexthop.Routes, hops []Hop) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.routes != routes || !slices.Equal(e.ways, hops) {
+		e.routes, e.ways = routes, hops
+		e.rebuild()
+	}
+}
+
+// resolve asks for the Ethernet address of a destination on a link of the node. A worker calls it; when many are asked for
+// already, the question is left out, and comes again with the next packet.
+func (e *Engine) resolve(a packet.Addr) {
+	select {
+	case e.unresolved <- a.Netip():
+	default:
+	}
+}
+
 // SetAdmit sets what a backend takes from now on: one atomic store, nothing is rebuilt. It reports whether there is such a
 // backend.
 func (e *Engine) SetAdmit(service, backend string, a maglev.Admit) bool {
@@ -263,7 +293,7 @@ func (e *Engine) SetAdmit(service, backend string, a maglev.Admit) bool {
 			continue
 		}
 		b.Admit = a
-		e.admit[e.slots.byKey[slotKey{service, b.Name, b.Address}]].Store(uint32(a))
+		e.admit[e.slots.byKey[slotKey{service, b.Name, b.Address, b.Port}]].Store(uint32(a))
 		return true
 	}
 	return false
@@ -282,39 +312,4 @@ func (e *Engine) Addresses() []netip.Addr {
 		}
 	}
 	return out
-}
-
-// rebuild makes a snapshot of the present state and publishes it. e.mu is held.
-func (e *Engine) rebuild() {
-	e.generation++
-	n := len(e.slots.states)
-	snap := &Snapshot{
-		generation: e.generation,
-		services:   make([]service, len(e.numbers)),
-		targets:    make([]target, n),
-		lives:      make([]conntrack.Life, n),
-	}
-	modes := make([]Mode, len(e.numbers))
-	var claims []vipPorts
-	for _, s := range e.services {
-		snap.services[s.number] = s.live
-		modes[s.number] = s.spec.Mode
-		claims = append(claims, vipPorts{addr: packet.FromNetip(s.spec.VIP), proto: s.spec.Protocol, ports: s.spec.Ports, service: s.number})
-	}
-	snap.vips = newVIPTable(claims)
-	for i := range e.slots.states {
-		st := &e.slots.states[i]
-		if st.phase != slotActive && st.phase != slotLeaving {
-			snap.targets[i].service = noService
-			continue
-		}
-		hop, known := e.hops[st.key.address]
-		snap.targets[i] = newTarget(st.service, modes[st.service], &e.tunnel, st.key.address, hop, known)
-		snap.lives[i] = udpLife
-		if snap.services[st.service].tcp {
-			snap.lives[i] = tcpLife
-		}
-		snap.targets[i].life = snap.lives[i]
-	}
-	e.snapshot.Store(snap)
 }

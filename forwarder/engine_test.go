@@ -18,7 +18,7 @@ import (
 func TestSlotLife(t *testing.T) {
 	r := newTestRig(t, 1000)
 	r.apply(web(L2, 2))
-	slot := r.engine.slots.byKey[slotKey{"web", "web-2", backend4(2)}]
+	slot := r.engine.slots.byKey[slotKey{"web", "web-2", backend4(2), 0}]
 	phase := func() slotPhase { return r.engine.slots.states[slot].phase }
 	var mine []byte
 	for i := 0; mine == nil; i++ {
@@ -53,9 +53,9 @@ func TestSlotLife(t *testing.T) {
 		t.Fatalf("after a full sweep the slot is in phase %d", phase())
 	}
 	s := web(L2, 1)
-	s.Backends = append(s.Backends, BackendSpec{"new", backend4(9), all})
+	s.Backends = append(s.Backends, BackendSpec{"new", backend4(9), 0, all})
 	r.apply(s)
-	if got := r.engine.slots.byKey[slotKey{"web", "new", backend4(9)}]; got != slot {
+	if got := r.engine.slots.byKey[slotKey{"web", "new", backend4(9), 0}]; got != slot {
 		t.Fatalf("the new backend has slot %d", got)
 	}
 	if n := r.engine.Stats().Services[0].Backends[0]; n.Name != "new" || n.Forwarded.Packets != 0 || n.NewFlows != 0 {

@@ -228,7 +228,7 @@ func TestNodesAgree(t *testing.T) {
 	a, b := newTestRig(t, 1000), newTestRig(t, 1000)
 	s := web(L2, 50)
 	a.apply(s)
-	other := ServiceSpec{Name: "other", VIP: vip6, Protocol: protoUDP, Ports: []PortRange{{53, 53}}, Backends: []BackendSpec{{"x", netip.MustParseAddr("2001:db8:9::1"), all}}}
+	other := ServiceSpec{Name: "other", VIP: vip6, Protocol: protoUDP, Ports: []PortRange{{53, 53}}, Backends: []BackendSpec{{"x", netip.MustParseAddr("2001:db8:9::1"), 0, all}}}
 	back := s
 	back.Backends = nil
 	for i := range s.Backends {

@@ -103,20 +103,20 @@ func TestEcho(t *testing.T) {
 	if r.pass(echo(t, netip.MustParseAddr("192.0.2.99"))); r.reason(packet.NotVIP) != 1 {
 		t.Fatal("an address that is no VIP was answered for")
 	}
-	for range 10 * echoBurst {
+	for range 10 * ownBurst {
 		r.pass(echo(t, vip4))
 	}
 	c := r.worker.count.readTotals()
-	if c.answered != echoBurst || c.reasons[packet.EchoLimit] != 9*echoBurst+1 {
+	if c.answered != ownBurst || c.reasons[packet.EchoLimit] != 9*ownBurst+1 {
 		t.Fatalf("%d answered, %d over the limit, in an instant", c.answered, c.reasons[packet.EchoLimit])
 	}
 	r.advance(time.Second)
-	for range 10 * echoBurst {
+	for range 10 * ownBurst {
 		r.pass(echo(t, vip4))
 		r.advance(time.Millisecond)
 	}
-	if now := r.worker.count.readTotals().answered; now != c.answered+10*echoBurst {
-		t.Fatalf("%d of %d answered within the limit", now-c.answered, 10*echoBurst)
+	if now := r.worker.count.readTotals().answered; now != c.answered+10*ownBurst {
+		t.Fatalf("%d of %d answered within the limit", now-c.answered, 10*ownBurst)
 	}
 }
 

@@ -71,7 +71,7 @@ func (n *Node) attach(nc *nic) (err error) {
 	if err != nil {
 		return err
 	}
-	if nc.program, err = n.steer.Attach(ifindex, nc.Name, all, n.log); err != nil {
+	if nc.program, err = n.steer.Attach(ifindex, nc.Name, steer.AttachOptions{Queues: all, VLAN: nc.VLAN, Frags: n.multiBuffer}, n.log); err != nil {
 		return err
 	}
 	// virtio_net adds queues for each processor when a program is attached, if there are more pairs than it used before
@@ -140,7 +140,7 @@ func (n *Node) rewire(l *lane) {
 }
 
 func workerIO(u *xsk.Umem) WorkerIO {
-	return WorkerIO{Memory: u.Memory(), Wait: u.Wait}
+	return WorkerIO{Memory: u.Memory(), MultiBuffer: u.MultiBuffer(), Wait: u.Wait}
 }
 
 // onLane calls f where it may change what the lane's worker owns.
@@ -194,7 +194,10 @@ func (n *Node) followLinks(ctx context.Context) {
 		for _, nc := range n.nics {
 			n.followLink(nc)
 		}
-		n.SetHops(n.hopsFor())
+		n.setHops()
+		if err := n.setSteer(); err != nil {
+			n.log.Error("the XDP program could not be told of a change", "error", err)
+		}
 		n.mu.Unlock()
 	}
 }

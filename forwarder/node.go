@@ -26,8 +26,12 @@ import (
 )
 
 const (
-	// maxVIPs bounds the set of VIP addresses that the XDP program looks up.
-	maxVIPs = MaxServices
+	// maxVIPs and maxReplies bound the sets of VIPs, and of sources of replies, that the XDP program looks up.
+	maxVIPs    = MaxServices
+	maxReplies = conntrack.MaxSlots
+	// singleBuffer is the largest MTU, in bytes, with which a frame fits one buffer, whatever the driver keeps for itself
+	// there (veth_xdp_set in drivers/net/veth.c: 3,504).
+	singleBuffer = 3500
 	// neighbourWait is how long Apply waits for new backends' neighbours to answer before it lets traffic go to them.
 	neighbourWait = 300 * time.Millisecond
 )
@@ -36,7 +40,8 @@ const (
 type InterfaceConfig struct {
 	Name   string
 	Mode   xsk.Mode
-	Queues int // receive queues to take, from 0; 0 means all
+	Queues int    // receive queues to take, from 0; 0 means all
+	VLAN   uint16 // 802.1Q tag with which packets to VIPs arrive, and leave; 0: none
 }
 
 // NodeConfig is what does not change while a node runs.
@@ -54,13 +59,15 @@ type NodeConfig struct {
 // routes, neighbours and links. Its methods may be called from any goroutine.
 type Node struct {
 	*Engine
-	config  NodeConfig
-	log     *slog.Logger
-	memory  *shm.Memory
-	steer   *steer.Steer
-	watcher *nexthop.Watcher
-	lanes   []*lane
-	stop    atomic.Bool
+	config NodeConfig
+	log    *slog.Logger
+	memory *shm.Memory
+	steer  *steer.Steer
+	// multiBuffer says that frames may be larger than a buffer, and then come in several.
+	multiBuffer bool
+	watcher     *nexthop.Watcher
+	lanes       []*lane
+	stop        atomic.Bool
 
 	// changed has room for one notice that a hop or a link is not what it was.
 	changed chan struct{}
@@ -69,6 +76,10 @@ type Node struct {
 
 	mu   sync.Mutex // nics' state, and the order of Apply's steps
 	nics []*nic
+	// What steer was told last.
+	replies []steer.Source
+	own     []netip.Prefix
+	guePort uint16
 }
 
 // lane is one worker with its UMEM.
@@ -121,11 +132,14 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 		return nil, err
 	}
 	go func() { n.watching <- n.watcher.Run(context.Background()) }()
-	if n.steer, err = steer.New(maxVIPs); err != nil {
+	if n.steer, err = steer.New(maxVIPs, maxReplies); err != nil {
 		return nil, err
 	}
 	for i, ic := range c.Interfaces {
 		n.nics = append(n.nics, &nic{InterfaceConfig: ic, index: i})
+		for _, l := range n.watcher.Links() {
+			n.multiBuffer = n.multiBuffer || l.Name == ic.Name && l.MTU > singleBuffer
+		}
 	}
 	if err := n.makeLanes(); err != nil {
 		return nil, err
@@ -162,7 +176,7 @@ func (n *Node) makeLanes() error {
 		runtime.GOMAXPROCS(want)
 	}
 	for i := range workers {
-		o := xsk.Options{BusyPoll: n.config.BusyPoll}
+		o := xsk.Options{BusyPoll: n.config.BusyPoll, MultiBuffer: n.multiBuffer}
 		o.Frames = o.FramesFor((sockets + workers - 1) / workers)
 		umem, err := xsk.NewUmem(o)
 		if err != nil {
@@ -217,6 +231,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mu.Unlock()
 	helpers.Go(func() { n.Sweep(ctx) })
 	helpers.Go(func() { n.followLinks(ctx) })
+	helpers.Go(func() { n.followClients(ctx) })
 	select {
 	case <-ctx.Done():
 	case err := <-n.watching:
@@ -281,7 +296,11 @@ func (n *Node) Apply(spec Spec) error {
 		return err
 	}
 	n.waitForNeighbours(known)
-	n.SetHops(n.hopsFor())
+	nat := slices.ContainsFunc(spec.Services, func(s ServiceSpec) bool { return s.Mode == NAT })
+	if err := n.watcher.FollowRoutes(nat); err != nil {
+		return err
+	}
+	n.setHops()
 	if err := nexthop.EnsureBlackhole(vips); err != nil {
 		return err
 	}
@@ -292,6 +311,9 @@ func (n *Node) Apply(spec Spec) error {
 		return errors.Join(err, n.steer.SetVIPs(n.VIPs())) // the old ones are still served
 	}
 	if err := n.steer.SetVIPs(vips); err != nil {
+		return err
+	}
+	if err := n.setSteer(); err != nil {
 		return err
 	}
 	return nexthop.RemoveBlackholesExcept(vips)
@@ -321,30 +343,108 @@ func (n *Node) notice() {
 	}
 }
 
-// hopsFor translates the watcher's hops: interfaces by index in the node's list. n.mu is held.
-func (n *Node) hopsFor() map[netip.Addr]Hop {
-	egress := map[int]*nic{}
-	for _, nc := range n.nics {
-		egress[nc.ifindex] = nc
-	}
-	out := map[netip.Addr]Hop{}
+// setHops tells the engine how backends and clients are reached now. n.mu is held.
+func (n *Node) setHops() {
+	links := n.egress()
+	hops := map[netip.Addr]Hop{}
 	for a, h := range n.watcher.Hops() {
-		hop := Hop{OnLink: !h.Gateway.IsValid(), Src: h.Src, Dst: h.Dst, Source: h.Source, MTU: h.MTU}
-		nc := egress[h.Link]
-		switch {
-		case h.State == nexthop.NoRoute || nc == nil:
-			hop.Problem = packet.NoRoute
-		case !nc.up():
-			hop.Problem = packet.EgressDown
-		case h.State == nexthop.NoNeighbour:
-			hop.Problem = packet.NoNeighbour
+		hops[a] = links.hop(&h)
+	}
+	n.SetHops(hops)
+	routes := n.watcher.Routes()
+	if routes == nil {
+		n.SetRoutes(nil, nil)
+		return
+	}
+	ways := routes.Ways()
+	out := make([]Hop, len(ways))
+	for i := range ways {
+		out[i] = links.hop(&ways[i])
+	}
+	n.SetRoutes(routes, out)
+}
+
+// egressLinks is where a packet can leave, by the ifindex that routes name: an interface of the node, or a VLAN above it.
+type egressLinks map[int]egressLink
+
+type egressLink struct {
+	nic  *nic
+	vlan uint16
+}
+
+// egress is what routes can name now. n.mu is held.
+func (n *Node) egress() egressLinks {
+	out := egressLinks{}
+	for index, l := range n.watcher.Links() {
+		for _, nc := range n.nics {
+			switch {
+			case nc.ifindex == 0:
+			case index == nc.ifindex:
+				out[index] = egressLink{nc, nc.VLAN}
+			case l.Parent == nc.ifindex && l.VLAN != 0:
+				out[index] = egressLink{nc, l.VLAN}
+			}
 		}
-		if nc != nil {
-			hop.Egress = nc.index
-		}
-		out[a] = hop
 	}
 	return out
+}
+
+// hop translates a hop of the watcher.
+func (links egressLinks) hop(h *nexthop.Hop) Hop {
+	hop := Hop{OnLink: !h.Gateway.IsValid(), Src: h.Src, Dst: h.Dst, Source: h.Source, MTU: h.MTU}
+	x, ours := links[h.Link]
+	switch {
+	case h.State == nexthop.NoRoute || !ours:
+		hop.Problem = packet.NoRoute
+	case !x.nic.up():
+		hop.Problem = packet.EgressDown
+	case h.State == nexthop.NoNeighbour:
+		hop.Problem = packet.NoNeighbour
+	}
+	if ours {
+		hop.Egress, hop.VLAN = x.nic.index, x.vlan
+	}
+	return hop
+}
+
+// setSteer tells the XDP program which replies are the workers' and what a loop looks like. n.mu is held.
+func (n *Node) setSteer() error {
+	if replies := n.Replies(); !slices.Equal(replies, n.replies) {
+		if err := n.steer.SetReplies(replies); err != nil {
+			return err
+		}
+		n.replies = replies
+	}
+	tunnel := n.Tunnel()
+	var own []netip.Prefix
+	for _, a := range n.watcher.Addresses() {
+		own = append(own, netip.PrefixFrom(a, a.BitLen()))
+	}
+	for _, p := range []netip.Prefix{tunnel.Source4, tunnel.Source6} {
+		if p.IsValid() {
+			own = append(own, p)
+		}
+	}
+	if slices.Equal(own, n.own) && tunnel.Port == n.guePort {
+		return nil
+	}
+	if err := n.steer.SetLoops(own, tunnel.Port); err != nil {
+		return err
+	}
+	n.own, n.guePort = own, tunnel.Port
+	return nil
+}
+
+// followClients has the kernel find out the Ethernet addresses of clients on the node's own links.
+func (n *Node) followClients(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case a := <-n.unresolved:
+			n.watcher.Resolve(a)
+		}
+	}
 }
 
 // Close takes everything down that StartNode made. VIPs' blackhole routes stay: without them the kernel would answer or

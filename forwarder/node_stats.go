@@ -44,10 +44,11 @@ func (nc *nic) stats() InterfaceStats {
 
 func socketStats(s *xsk.Socket) SocketStats {
 	c := s.Counts()
-	st := SocketStats{Received: c.Received, Sent: c.Sent}
+	st := SocketStats{Received: c.Received, Sent: c.Sent, TXInvalid: c.Invalid}
 	if k, err := s.Stats(); err == nil {
 		st.RXDropped, st.RXInvalid, st.RXRingFull = k.RXDropped, k.RXInvalid, k.RXRingFull
-		st.FillEmpty, st.TXInvalid, st.TXRingEmpty = k.FillEmpty, k.TXInvalid, k.TXRingEmpty
+		st.FillEmpty, st.TXRingEmpty = k.FillEmpty, k.TXRingEmpty
+		st.TXInvalid += k.TXInvalid
 	}
 	return st
 }

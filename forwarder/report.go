@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/maglev"
 )
 
@@ -24,8 +25,9 @@ func (e *Engine) Stats() Stats {
 		all.refused += t.refused
 		all.evictions += t.evictions
 		st.Workers = append(st.Workers, WorkerStats{
-			ID: w.id, CPU: int(w.cpu.Load()), Received: t.received, Forwarded: t.forwarded, Answered: t.answered, Generated: t.generated, NewFlows: t.newFlows,
-			Restarts: w.restarts.Load(), Dropped: t.reasons, Heartbeat: w.heartbeat.Load(),
+			ID: w.id, CPU: int(w.cpu.Load()), Received: t.received, Forwarded: t.forwarded, Replies: t.replies, Answered: t.answered,
+			Generated: t.generated, Held: t.held, Continued: t.continued, NewFlows: t.newFlows, Restarts: w.restarts.Load(), Dropped: t.reasons,
+			Heartbeat: w.heartbeat.Load(),
 		})
 	}
 	for _, s := range e.services {
@@ -38,6 +40,29 @@ func (e *Engine) Stats() Stats {
 		Closing: e.census.States[conntrack.Closing], Inserted: all.newFlows, Refused: all.refused, Evicted: all.evictions,
 	}
 	return st
+}
+
+// Replies returns where the replies of NAT backends come from: what the XDP program is to take beside packets to VIPs.
+func (e *Engine) Replies() []steer.Source {
+	snap := e.snapshot.Load()
+	var out []steer.Source
+	for i := range snap.replies.entries {
+		x := &snap.replies.entries[i]
+		if x.count == 0 || x.other {
+			continue
+		}
+		for _, r := range snap.replies.ranges[x.first : x.first+x.count] {
+			out = append(out, steer.Source{Addr: x.addr.Netip(), Proto: x.proto, First: r.first, Last: r.last})
+		}
+	}
+	return out
+}
+
+// Tunnel returns the tunnel settings in force.
+func (e *Engine) Tunnel() Tunnel {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.tunnel
 }
 
 // VIPs returns the addresses of all services, each once.
@@ -72,7 +97,7 @@ func (e *Engine) serviceStats(s *serviceState) ServiceStats {
 		c.sub(st.base)
 		sum.add(c)
 		hop := "ready"
-		if p := targets[i].problem; p != packet.None {
+		if p := targets[i].problem; p != packet.None && p != special {
 			hop = p.String()
 		}
 		out.Backends = append(out.Backends, BackendStats{

@@ -140,7 +140,7 @@ func (r *testRig) checkBooks() {
 	r.t.Helper()
 	r.worker.count.publish(r.now.Load())
 	c := r.worker.count.readTotals()
-	sum := c.forwarded + c.answered
+	sum := c.forwarded + c.answered + c.held
 	for _, n := range c.reasons {
 		sum += n
 	}

@@ -16,10 +16,11 @@ const (
 	slotQuarantined           // in no snapshot from a certain generation on; words may still name it
 )
 
-// slotKey says what a slot stands for. A backend whose address changed is another one.
+// slotKey says what a slot stands for. A backend whose address or port changed is another one.
 type slotKey struct {
 	service, backend string
 	address          netip.Addr
+	port             uint16 // NAT: that it receives on; 0: the client's
 }
 
 // slotState is the control side of one slot.

@@ -37,6 +37,9 @@ const (
 	IPIP
 	// GUE puts an outer IPv4 or IPv6 header and a UDP header in front (draft-ietf-intarea-gue, variant 1).
 	GUE
+	// NAT translates the destination address, and the port if the backend has another, and keeps the client's address. The
+	// backend routes its replies through a node, which translates them back. The backend is of the VIP's family.
+	NAT
 )
 
 func (m Mode) String() string {
@@ -45,9 +48,14 @@ func (m Mode) String() string {
 		return "ipip"
 	case GUE:
 		return "gue"
+	case NAT:
+		return "nat"
 	}
 	return "l2"
 }
+
+// ClampAuto in ServiceSpec.ClampMSS derives the MSS from the MTU.
+const ClampAuto = -1
 
 // PortRange is an inclusive range of ports, host order.
 type PortRange struct{ First, Last uint16 }
@@ -62,6 +70,8 @@ type Spec struct {
 type Tunnel struct {
 	Port     uint16 // of GUE
 	Checksum bool   // of GUE
+	// Fragment says that a packet which may be fragmented is, if it is too big with its outer headers; else it is dropped.
+	Fragment bool
 	// Source4 and Source6 are where outer sources are taken from, another one for each flow. The zero Prefix stands for the
 	// address that the node's routing gives.
 	Source4, Source6 netip.Prefix
@@ -74,6 +84,11 @@ type ServiceSpec struct {
 	Protocol uint8 // 6 or 17
 	Ports    []PortRange
 	Mode     Mode
+	// Reject says that a packet for which there is no backend is answered, with a TCP RST or an ICMP port unreachable.
+	Reject bool
+	// ClampMSS lowers the MSS option of SYNs to NAT backends to so many bytes; ClampAuto: to what the MTU of the way leaves; 0:
+	// not at all.
+	ClampMSS int
 	Backends []BackendSpec // any order: it decides nothing
 }
 
@@ -81,6 +96,7 @@ type ServiceSpec struct {
 type BackendSpec struct {
 	Name    string
 	Address netip.Addr
+	Port    uint16       // that the backend receives on, with NAT; 0: the one that the client used
 	Admit   maglev.Admit // what it takes from the moment the spec is applied
 }
 

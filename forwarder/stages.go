@@ -15,28 +15,49 @@ func (w *Worker) Poll(q int) int {
 	if n == 0 {
 		return 0
 	}
+	if w.io.MultiBuffer {
+		n = w.gather(n)
+	}
 	w.from, w.fromQueue, w.received = port, int32(q), n
 	snap := w.engine.snapshot.Load()
 	now := w.engine.clock()
-	tick := conntrack.Tick(now)
+	w.parse(n, now)
+	w.stages(snap, n, now, conntrack.Tick(now))
+	return n
+}
 
-	w.parse(snap, n, now)
+// stages takes a batch of parsed packets through the rest of the way.
+func (w *Worker) stages(snap *Snapshot, n int, now int64, tick uint16) {
+	w.classify(snap, n, now)
 	w.table.Prefetch(w.hashes[:n])
 	w.table.LookupBatch(w.hashes[:n], w.indices[:n], w.words[:n])
 	w.lookup(snap, n, tick)
 	w.decide(snap, now, tick)
-	w.rewrite(snap, n+w.copies)
+	w.rewrite(snap, n+w.copies, now)
 	w.transmit(n)
-	return n
 }
 
-// parse fills metas, hashes and services of the batch. A packet to the same place as the one before needs no search.
-func (w *Worker) parse(snap *Snapshot, n int, now int64) {
+// frame returns the bytes of a frame; of one in several buffers those of the first, and what lies behind it in memory up to
+// the packet's length: no header reaches that far.
+func (w *Worker) frame(d *xsk.Desc) []byte {
+	return w.io.Memory[d.Addr : d.Addr+uint64(d.Len)]
+}
+
+// parse fills metas and hashes of the batch.
+func (w *Worker) parse(n int, now int64) {
 	for i := range w.descs[:n] {
 		d, m := &w.descs[i], &w.metas[i]
-		packet.Parse(w.io.Memory[d.Addr:d.Addr+uint64(d.Len)], &w.engine.keys.Flow, m)
+		frame := w.io.Memory[d.Addr : d.Addr+uint64(d.Len)]
+		packet.Parse(frame, &w.engine.keys.Flow, m)
 		w.hashes[i] = m.Hash
+		if m.Flags&(packet.First|packet.Later) != 0 && m.Reason == packet.None {
+			w.fragment(i, now)
+		}
 	}
+}
+
+// classify finds the services of the batch. A packet to the same place as the one before needs no search.
+func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 	var dst packet.Addr
 	var port uint16
 	var proto uint8
@@ -46,8 +67,10 @@ func (w *Worker) parse(snap *Snapshot, n int, now int64) {
 		if m.Reason != packet.None {
 			continue
 		}
-		if m.Flags&packet.Echo != 0 {
-			m.Reason = w.admitEcho(snap, m, now)
+		if m.Flags&(packet.Echo|placed) != 0 {
+			if m.Flags&packet.Echo != 0 {
+				m.Reason = w.admitEcho(snap, m, now)
+			}
 			continue
 		}
 		if m.DstPort != port || m.Dst != dst || m.Proto != proto {
@@ -55,6 +78,9 @@ func (w *Worker) parse(snap *Snapshot, n int, now int64) {
 			service, reason = snap.vips.find(dst, proto, port)
 		}
 		w.services[i], m.Reason = service, reason
+		if reason == packet.NotVIP && len(snap.translations) > 0 {
+			w.classifyReply(snap, i)
+		}
 	}
 }
 
@@ -64,7 +90,7 @@ func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
 	missed := 0
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
-		if m.Reason != packet.None || m.Flags&packet.Echo != 0 {
+		if m.Reason != packet.None || m.Flags&(packet.Echo|reply) != 0 {
 			continue
 		}
 		word := w.words[i]
@@ -97,35 +123,77 @@ func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
 }
 
 // rewrite puts each packet's new header in front of it, and sorts the packets by the queue that they leave by.
-func (w *Worker) rewrite(snap *Snapshot, n int) {
+func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 	targets := snap.targets
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
 		if m.Reason != packet.None {
 			continue
 		}
-		if m.Flags&packet.Echo != 0 {
-			d := &w.descs[i]
-			w.depart(w.fromQueue, i, int(d.Addr), packet.EchoReply(w.io.Memory[d.Addr:], m))
+		if m.Flags&(packet.Echo|reply) != 0 {
+			if m.Flags&reply != 0 {
+				w.rewriteReply(snap, i, now)
+				continue
+			}
+			addr := w.descs[i].Addr
+			w.departBy(exit{}, w.fromQueue, i, int(addr), packet.EchoReply(w.io.Memory[addr:], m))
 			continue
 		}
-		t := &targets[w.slots[i]]
-		if t.problem != packet.None {
-			m.Reason = t.problem
+		t, d := &targets[w.slots[i]], &w.descs[i]
+		if t.problem != packet.None || d.Options != 0 || m.End-m.L3 > t.maxLen {
+			w.rewriteSpecial(snap, i, now)
 			continue
 		}
-		if m.End-m.L3 > t.maxLen {
-			m.Reason = packet.TooBig
-			continue
-		}
-		q := w.egress[t.egress]
+		q := w.egress[t.exit&(MaxInterfaces-1)] // an exit without a tag has the number of its interface
 		if q < 0 {
 			m.Reason = packet.EgressDown
 			continue
 		}
-		start, length := t.encap.Apply(w.io.Memory, int(w.descs[i].Addr), m)
+		start, length := t.encap.Apply(w.io.Memory, int(d.Addr), m)
 		w.depart(q, i, start, length)
 	}
+}
+
+// rewriteSpecial is rewrite for a packet that has more to it: NAT, a tag, several frames, too many bytes, or no way at all.
+func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
+	m, t := &w.metas[i], &snap.targets[w.slots[i]]
+	if t.problem != packet.None && t.problem != special {
+		m.Reason = t.problem
+		return
+	}
+	x := snap.exits[t.exit]
+	q := w.egress[x.iface]
+	if q < 0 {
+		m.Reason = packet.EgressDown
+		return
+	}
+	if t.encap.Routed() && packet.TTL(w.frame(&w.descs[i]), m) <= 1 {
+		w.refuse(i, packet.TTLExpired, 0, now)
+		return
+	}
+	if m.End-m.L3 > t.maxLen {
+		w.tooBig(snap, i, t, x, q, now)
+		return
+	}
+	w.leave(i, t, x, q)
+}
+
+// leave puts the header of its target before packet i, and has it leave.
+func (w *Worker) leave(i int, t *target, x exit, q int32) {
+	start, length := t.encap.Apply(w.io.Memory, int(w.descs[i].Addr), &w.metas[i])
+	w.departBy(x, q, i, start, length)
+}
+
+// departBy is depart for a packet that may need a tag, or be in several frames.
+func (w *Worker) departBy(x exit, q int32, i, start, length int) {
+	if x.vlan != 0 {
+		start, length = packet.PushVLAN(w.io.Memory, start, length, x.vlan)
+	}
+	if w.descs[i].Options != 0 {
+		w.departAll(q, i, start, length)
+		return
+	}
+	w.depart(q, i, start, length)
 }
 
 // depart puts a rewritten frame on the list of a queue.
@@ -145,35 +213,38 @@ func (w *Worker) transmit(n int) {
 			sent += w.send(q)
 		}
 	}
-	if sent < n+w.copies {
+	if sent < n+w.copies || w.answers > 0 {
 		w.drop(n)
 	}
 	// The fill ring was refilled by Receive, and the driver may be waiting for that. If the interface is gone, netlink tells
 	// the node, which takes the queue away.
 	_ = w.from.Wake()
 	w.count.received += uint64(n)
-	w.received, w.copies, w.handing = 0, 0, false
+	w.received, w.copies, w.answers, w.handing = 0, 0, 0, false
 }
 
-// send hands the frames that leave by queue q to it, counts those that were taken and returns how many; the others get a
-// reason.
-func (w *Worker) send(q int) (sent int) {
+// send hands the frames that leave by queue q to it, counts those that were taken and returns how many packets that were;
+// the others get a reason.
+func (w *Worker) send(q int) (packets int) {
 	out, port := &w.leaving[q], w.io.Queues[q].Port
 	descs, indices := out.descs[:out.n], out.indices[:out.n]
 	out.n = 0
-	sent = port.Transmit(descs)
+	sent := port.Transmit(descs)
 	gone := port.Wake()
 	if sent < len(descs) && gone == nil { // the ring was full; it may have room now
 		sent += port.Transmit(descs[sent:])
 		gone = port.Wake()
 	}
 	c := w.count
+	packets = sent
 	c.forwarded += uint64(sent)
 	for _, i := range indices[:sent] {
 		m := &w.metas[i]
-		if m.Flags&packet.Echo != 0 || int(i) >= w.received {
-			c.forwarded--
-			w.countOwn(int(i))
+		if m.Flags&(packet.Echo|reply|answer) != 0 || int(i) >= w.received {
+			if i == continuation {
+				packets--
+			}
+			w.countOther(int(i))
 			continue
 		}
 		cell := c.slot(w.slots[i])
@@ -185,17 +256,33 @@ func (w *Worker) send(q int) (sent int) {
 		full = packet.EgressDown
 	}
 	for _, i := range indices[sent:] {
-		w.metas[i].Reason = full
+		if i == continuation {
+			continue
+		}
+		m := &w.metas[i]
+		if m.Flags&answer == 0 { // an answered packet has its reason
+			m.Reason = full
+		}
+		m.Flags &^= answer
 	}
-	return sent
+	return packets
 }
 
-// countOwn counts a frame that was sent and is not a received packet on its way to its backend.
-func (w *Worker) countOwn(i int) {
-	if i >= w.received {
-		w.count.generated++
-	} else {
-		w.count.answered++
+// countOther counts a frame that was sent and is not a received packet on its way to its backend.
+func (w *Worker) countOther(i int) {
+	c := w.count
+	switch flags := w.metas[i].Flags; {
+	case i == continuation:
+		c.forwarded--
+		c.continued++
+	case i >= w.received, flags&answer != 0:
+		c.forwarded--
+		c.generated++
+	case flags&packet.Echo != 0:
+		c.forwarded--
+		c.answered++
+	default:
+		c.replies++
 	}
 }
 
@@ -205,11 +292,16 @@ func (w *Worker) drop(n int) {
 	dropped := 0
 	for i := range w.metas[:n+w.copies] {
 		m := &w.metas[i]
-		if m.Reason == packet.None {
+		if m.Reason == packet.None || m.Reason == held {
 			continue
 		}
-		w.dropped[dropped] = w.descs[i]
-		dropped++
+		if m.Flags&answer == 0 { // else the frame went out as the answer
+			w.dropped[dropped] = w.descs[i]
+			dropped++
+			if w.descs[i].Options != 0 {
+				w.from.Recycle(w.tailOf(i))
+			}
+		}
 		if i >= n {
 			continue
 		}

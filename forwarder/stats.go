@@ -17,22 +17,27 @@ type Stats struct {
 	Table      TableStats       `json:"table"`
 }
 
-// SteerStats is what the XDP programs counted on all interfaces: ToVIPs = Redirected + NoSocket.
+// SteerStats is what the XDP programs counted on all interfaces: ToVIPs + Replies = Redirected + NoSocket + Loops.
 type SteerStats struct {
-	ToVIPs     uint64 `json:"to_vips"`    // packets whose destination is a VIP
-	Redirected uint64 `json:"redirected"` // of these, given to an AF_XDP socket
-	NoSocket   uint64 `json:"no_socket"`  // of these, dropped because their queue has no socket
+	ToVIPs     uint64 `json:"to_vips"`    // packets whose destination is a VIP, or that of the packet inside
+	Replies    uint64 `json:"replies"`    // packets from NAT backends, and ICMP errors about packets to these
+	Loops      uint64 `json:"loops"`      // dropped because an encapsulated packet came to this node, or back to it
+	Redirected uint64 `json:"redirected"` // given to an AF_XDP socket
+	NoSocket   uint64 `json:"no_socket"`  // dropped because their queue has no socket
 }
 
-// WorkerStats is one worker's books. At rest Received = Forwarded + Answered + Σ Dropped, and the frames that its sockets
-// sent = Forwarded + Answered + Generated.
+// WorkerStats is one worker's books. At rest Received = Forwarded + Answered + Held + Σ Dropped, and the frames that its
+// sockets sent = Forwarded + Answered + Generated + Continued.
 type WorkerStats struct {
 	ID        int    `json:"id"`
 	CPU       int    `json:"cpu"`       // the core it is pinned to; -1 when it is not
 	Received  uint64 `json:"received"`  // frames
 	Forwarded uint64 `json:"forwarded"` // frames
 	Answered  uint64 `json:"answered"`  // frames that the worker answered itself: echo requests to a VIP
-	Generated uint64 `json:"generated"` // frames sent beyond these: copies of ICMP errors for a second backend
+	Generated uint64 `json:"generated"` // frames sent beyond these: ICMP errors and resets to senders, copies, fragments
+	Replies   uint64 `json:"replies"`   // of the forwarded, those from NAT backends to clients
+	Continued uint64 `json:"continued"` // frames sent of packets that are longer than a frame, beside their first
+	Held      uint64 `json:"held"`      // fragments that wait now for the first of their datagram
 	NewFlows  uint64 `json:"new_flows"` // words inserted or replaced
 	Restarts  uint64 `json:"restarts"`  // times it was started again after a panic
 	Heartbeat int64  `json:"heartbeat"` // CLOCK_MONOTONIC ns of its last turn

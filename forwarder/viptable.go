@@ -65,12 +65,54 @@ func (t *vipTable) find(addr packet.Addr, proto uint8, port uint16) (service uin
 	}
 }
 
+// isVIP says whether an address is a VIP.
+func (snap *Snapshot) isVIP(a packet.Addr) bool {
+	_, reason := snap.vips.find(a, protoTCP, 0)
+	return reason != packet.NotVIP
+}
+
+// only returns the service of a VIP and protocol if there is exactly one.
+func (t *vipTable) only(addr packet.Addr, proto uint8) (service uint32, ok bool) {
+	for i := vipHash(addr, proto) & t.mask; t.entries[i].count != 0; i = (i + 1) & t.mask {
+		e := &t.entries[i]
+		if e.addr != addr || e.proto != proto {
+			continue
+		}
+		if e.other {
+			return 0, false
+		}
+		ranges := t.ranges[e.first : e.first+e.count]
+		for _, r := range ranges[1:] {
+			if r.service != ranges[0].service {
+				return 0, false
+			}
+		}
+		return ranges[0].service, true
+	}
+	return 0, false
+}
+
 // vipPorts is one service's claim on a VIP.
 type vipPorts struct {
 	addr    packet.Addr
 	proto   uint8
 	ports   []PortRange
 	service uint32
+}
+
+// overlaps says whether two claims want a packet in common.
+func (c vipPorts) overlaps(d vipPorts) bool {
+	if c.addr != d.addr || c.proto != d.proto {
+		return false
+	}
+	for _, p := range c.ports {
+		for _, q := range d.ports {
+			if p.First <= q.Last && q.First <= p.Last {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // newVIPTable builds the table. Claims must be disjoint; Engine.Apply has checked that.

@@ -3,6 +3,7 @@ package forwarder
 import (
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,8 +15,8 @@ import (
 const (
 	// batchSize is how many frames go through the stages together. Fewer cost more a packet, more gain nothing.
 	batchSize = 64
-	// maxCopies is how many copies of packets a batch can have beside them; see copyTo.
-	maxCopies = 8
+	// maxCopies is how many frames of the worker's own a batch can have beside those received; see copyTo and tooBig.
+	maxCopies = batchSize
 	// emptyPolls is how often a worker looks at all its queues in vain before it sleeps.
 	emptyPolls = 256
 	// sleep is how long it then sleeps at most; it bounds how late an idle worker notices a new snapshot or a command.
@@ -49,7 +50,9 @@ type Queue struct {
 // WorkerIO is what a worker receives from and sends to.
 type WorkerIO struct {
 	Memory []byte // the UMEM: Desc.Addr is an offset in it
-	Queues []Queue
+	// MultiBuffer says that a packet may come in several frames.
+	MultiBuffer bool
+	Queues      []Queue
 	// Wait sleeps until a frame may have arrived, at most so long.
 	Wait func(time.Duration) error
 }
@@ -71,8 +74,10 @@ type Worker struct {
 	ended     chan struct{} // closed when Run returns
 	count     *counters
 
-	// echoes is when the next echo request may be answered; see admitEcho.
-	echoes int64
+	// What the worker says by itself is limited: answers to echo requests, ICMP errors, resets.
+	echoes, errors, resets, resolves pace
+
+	waiting []heldFragment
 
 	// The batch under way.
 	batch
@@ -81,7 +86,7 @@ type Worker struct {
 // batch is the state of the stages. Index i is the same frame everywhere.
 type batch struct {
 	descs    [batchSize + maxCopies]xsk.Desc
-	metas    [batchSize + maxCopies]packet.Meta
+	metas    [batchSize + maxCopies + 1]packet.Meta // the last is nobody's: see continuation
 	hashes   [batchSize + maxCopies]uint64
 	services [batchSize + maxCopies]uint32
 	slots    [batchSize + maxCopies]uint32
@@ -93,13 +98,27 @@ type batch struct {
 	missed  int
 	leaving []departures // by queue
 	dropped [batchSize + maxCopies]xsk.Desc
+	// tails are the further frames of packets that came in several, those of packet i in chains[i].
+	tails  [batchSize]xsk.Desc
+	chains [batchSize]chain
 
 	from      Port  // where the batch came from
 	fromQueue int32 // its index
 	received  int   // how many frames it has; 0 between batches
-	copies    int   // how many copies come after them
+	copies    int   // how many of the worker's own come after them
+	answers   int   // how many of the received went back as an answer to their sender
 	handing   bool  // frames are being handed to rings
 }
+
+// Bits of Meta.Flags that are the worker's own.
+const (
+	placed uint16 = 1 << 13 // its service is known, though its ports are not
+	answer uint16 = 1 << 14 // the frame was made an answer to its sender; the packet itself has a Reason
+	reply  uint16 = 1 << 15 // from a NAT backend: its slot is the number of a translation
+)
+
+// continuation stands in departures.indices for a further frame of the packet before it.
+const continuation = batchSize + maxCopies
 
 // departures are the frames of a batch that leave by one queue, rewritten.
 type departures struct {
@@ -114,6 +133,7 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 	defer e.mu.Unlock()
 	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
 	w.cpu.Store(-1)
+	w.waiting = make([]heldFragment, 0, maxHeld)
 	w.Attach(io)
 	w.acked.Store(e.snapshot.Load().generation)
 	e.workers = append(e.workers, w)
@@ -122,6 +142,7 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 
 // Attach sets what the worker receives from and sends to. Not while a batch is under way.
 func (w *Worker) Attach(io WorkerIO) {
+	w.giveUp()
 	w.io = io
 	for i := range w.egress {
 		w.egress[i] = -1
@@ -172,10 +193,15 @@ func (w *Worker) run(stop *atomic.Bool) (err error) {
 		if idle++; idle < emptyPolls {
 			continue
 		}
-		if err := w.io.Wait(sleep); err != nil {
+		rest := sleep
+		if len(w.waiting) > 0 {
+			rest = heldSleep
+		}
+		if err := w.io.Wait(rest); err != nil {
 			time.Sleep(sleep / 10) // no way to sleep on the sockets: do not spin on the error
 		}
 	}
+	w.giveUp()
 	w.count.publish(w.engine.clock())
 	return nil
 }
@@ -185,6 +211,9 @@ func (w *Worker) turn() int {
 	n := 0
 	for q := range w.io.Queues {
 		n += w.Poll(q)
+	}
+	if len(w.waiting) > 0 {
+		n += w.releaseAll()
 	}
 	now := w.engine.clock()
 	w.heartbeat.Store(now)
@@ -207,13 +236,28 @@ func (w *Worker) recovered(r any) error {
 		return err
 	}
 	if n := w.received; n > 0 {
-		w.from.Recycle(w.descs[:n+w.copies])
+		w.recoverFrames(n)
 		w.count.received += uint64(n)
-		w.count.reasons[packet.Internal] += uint64(n)
 	}
-	w.received, w.copies, w.missed = 0, 0, 0
+	w.received, w.copies, w.answers, w.missed = 0, 0, 0, 0
 	clear(w.leaving)
 	return err
+}
+
+// recoverFrames gives the frames of a batch of n back and counts its packets, all but those that are held.
+func (w *Worker) recoverFrames(n int) {
+	for i := range w.descs[:n+w.copies] {
+		if slices.ContainsFunc(w.waiting, func(h heldFragment) bool { return h.desc.Addr == w.descs[i].Addr }) {
+			continue
+		}
+		w.from.Recycle(w.descs[i : i+1])
+		if i < n {
+			w.count.reasons[packet.Internal]++
+			if w.descs[i].Options != 0 {
+				w.from.Recycle(w.tailOf(i))
+			}
+		}
+	}
 }
 
 // Do has the worker call f between two batches and waits for it, at most the time of one sleep. f is not called if Run has

@@ -30,6 +30,7 @@ func TestTargetSize(t *testing.T) {
 // Every reason that a worker gives is given for what its sentence says, and the packet is counted once.
 func TestReasons(t *testing.T) {
 	good := client(1, "S")
+	otherVIP := netip.MustParseAddr("192.0.2.99")
 	with := func(change func(*flow)) []byte { f := good; change(&f); return f.frame(t) }
 	edit := func(change func([]byte)) []byte { f := good.frame(t); change(f); return f }
 	for _, c := range []struct {
@@ -40,9 +41,16 @@ func TestReasons(t *testing.T) {
 		{want: packet.None, frame: good.frame(t)},
 		{want: packet.Truncated, frame: good.frame(t)[:30]},
 		{want: packet.NotIP, frame: edit(func(b []byte) { b[12], b[13] = 0x08, 0x06 })},
-		{want: packet.BadIPHeader, frame: edit(func(b []byte) { b[14] = 0x44 })},
+		{want: packet.BadIPHeader, frame: edit(func(b []byte) { b[14] = 0x65 })},
+		{want: packet.BadIHL, frame: edit(func(b []byte) { b[14] = 0x44 })},
 		{want: packet.BadChecksum, frame: edit(func(b []byte) { b[24]++ })},
 		{want: packet.NotVIP, frame: with(func(f *flow) { f.dst = netip.MustParseAddr("192.0.2.11") })},
+		{want: packet.Land, frame: with(func(f *flow) { f.src = f.dst })},
+		{want: packet.SourceVIP, frame: with(func(f *flow) { f.src = otherVIP }), setup: func(r *testRig) {
+			other := web(L2, 1)
+			other.Name, other.VIP = "other", otherVIP
+			r.apply(web(L2, 3), other)
+		}},
 		{want: packet.NoService, frame: with(func(f *flow) { f.dport = 81 })},
 		{want: packet.NoService, frame: with(func(f *flow) { f.udp = true })},
 		{want: packet.NoBackend, frame: good.frame(t), setup: func(r *testRig) {
@@ -115,7 +123,7 @@ func TestForward(t *testing.T) {
 				f.src, f.dst = netip.MustParseAddr("2001:db8:5::7"), vip6
 			}
 			r.apply(ServiceSpec{Name: "web", VIP: f.dst, Protocol: protoTCP, Ports: []PortRange{{80, 80}}, Mode: c.mode,
-				Backends: []BackendSpec{{"b", backend[c.outer6], all}}})
+				Backends: []BackendSpec{{"b", backend[c.outer6], 0, all}}})
 			in := f.frame(t)
 			sent := r.pass(append(bytes.Clone(in), 0, 0, 0)) // with padding, which must go
 			if len(sent) != 1 {
@@ -334,7 +342,7 @@ func FuzzWorker(f *testing.F) {
 	f.Add([]byte{})
 	r := newTestRig(f, 1000)
 	dns := ServiceSpec{Name: "dns", VIP: vip6, Protocol: protoUDP, Ports: []PortRange{{0, 65535}}, Mode: IPIP,
-		Backends: []BackendSpec{{"d", netip.MustParseAddr("2001:db8:9::1"), all}}}
+		Backends: []BackendSpec{{"d", netip.MustParseAddr("2001:db8:9::1"), 0, all}}}
 	r.apply(web(IPIP, 3), dns)
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if len(frame) > 1500 {
@@ -425,7 +433,7 @@ func TestFalseHit(t *testing.T) {
 	f := client(5, "A").frame(t)
 	var m packet.Meta
 	packet.Parse(f, &r.engine.keys.Flow, &m)
-	foreign := r.engine.slots.byKey[slotKey{"dns", "web-1", backend4(100)}]
+	foreign := r.engine.slots.byKey[slotKey{"dns", "web-1", backend4(100), 0}]
 	if o := r.engine.table.Insert(m.Hash, foreign, conntrack.Tick(r.now.Load()), conntrack.Established, r.engine.snapshot.Load().lives); o != conntrack.Inserted {
 		t.Fatal(o)
 	}

@@ -16,7 +16,6 @@ import (
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
-	"github.com/sluice-lb/sluice/maglev"
 )
 
 // daemon joins the node, the book of health and the configuration, and is what the control API serves. Its methods may be
@@ -44,7 +43,7 @@ type daemon struct {
 // apply brings a configuration into force. On an error the one before stays.
 func (d *daemon) apply(cfg *config.Config, warnings []config.Problem) error {
 	pending := d.book.Prepare(cfg.Services)
-	if err := d.node.Apply(specOf(cfg, pending)); err != nil {
+	if err := d.node.Apply(control.Spec(cfg, pending.Admission)); err != nil {
 		return fmt.Errorf("apply %s: %w", d.file, err)
 	}
 	pending.Commit()
@@ -136,49 +135,10 @@ func (d *daemon) followHealth(ctx context.Context) {
 			return
 		case <-d.book.Admitted():
 			for k, a := range d.book.Admissions() {
-				d.node.SetAdmit(k.Service, k.Backend, admitWord(a))
+				d.node.SetAdmit(k.Service, k.Backend, control.AdmitWord(a))
 			}
 		}
 	}
-}
-
-// admitWord is the admit word of an admission. The reload that removes a backend makes it draining, not this.
-func admitWord(a control.Admission) maglev.Admit {
-	if a == control.AdmitUp {
-		return maglev.MakeAdmit(maglev.Up, maglev.All)
-	}
-	return maglev.MakeAdmit(maglev.Down, 0)
-}
-
-// specOf translates a configuration into what the engine takes.
-func specOf(cfg *config.Config, health *control.Pending) (spec forwarder.Spec) {
-	spec.Tunnel = forwarder.Tunnel{Port: cfg.Tunnel.GUEPort, Checksum: cfg.Tunnel.GUEChecksum}
-	if p := cfg.Tunnel.SourceIPv4; p != nil {
-		spec.Tunnel.Source4 = *p
-	}
-	if p := cfg.Tunnel.SourceIPv6; p != nil {
-		spec.Tunnel.Source6 = *p
-	}
-	for i := range cfg.Services {
-		s := &cfg.Services[i]
-		out := forwarder.ServiceSpec{Name: s.Name, VIP: s.VIP, Protocol: s.Protocol.Number(), Mode: forwarder.L2}
-		switch s.Forward {
-		case config.ForwardIPIP:
-			out.Mode = forwarder.IPIP
-		case config.ForwardGUE:
-			out.Mode = forwarder.GUE
-		}
-		for _, p := range s.Ports {
-			out.Ports = append(out.Ports, forwarder.PortRange{First: p.First, Last: p.Last})
-		}
-		for _, b := range s.Backends {
-			out.Backends = append(out.Backends, forwarder.BackendSpec{
-				Name: b.Name, Address: b.Address, Admit: admitWord(health.Admission(s.Name, b.Name)),
-			})
-		}
-		spec.Services = append(spec.Services, out)
-	}
-	return spec
 }
 
 // Ready says whether the node should get traffic, and why not.

@@ -38,7 +38,7 @@ func TestTenThousandRequests(t *testing.T) {
 	s.down()
 }
 
-// Every mode and pair of families carries a transfer in both directions, byte for byte.
+// Every mode and pair of families carries 100 MB in both directions, byte for byte.
 func TestModesAndFamilies(t *testing.T) {
 	for _, c := range []struct {
 		vip     netip.Addr
@@ -48,14 +48,18 @@ func TestModesAndFamilies(t *testing.T) {
 		{testVIP4, "l2", false}, {testVIP6, "l2", true},
 		{testVIP4, "ipip", false}, {testVIP4, "ipip", true}, {testVIP6, "ipip", false}, {testVIP6, "ipip", true},
 		{testVIP4, "gue", false}, {testVIP4, "gue", true}, {testVIP6, "gue", false}, {testVIP6, "gue", true},
+		{testVIP4, "nat", false}, {testVIP6, "nat", true},
 	} {
 		t.Run(fmt.Sprintf("%s, VIP of IPv%d, backends of IPv%d", c.forward, map[bool]int{true: 4, false: 6}[c.vip.Is4()], map[bool]int{true: 6, false: 4}[c.outer6]), func(t *testing.T) {
 			t.Parallel()
 			s := newSystem(t, 1, 2)
+			if c.forward == "nat" {
+				s.throughNodes()
+			}
 			s.up(s.service(c.vip, "tcp", "7000", c.forward, c.outer6))
 			s.echoServers(7000)
 			for i := range 4 {
-				if err := s.transfer(netip.AddrPortFrom(c.vip, 7000), uint64(i), 5<<20); err != nil {
+				if err := s.transfer(netip.AddrPortFrom(c.vip, 7000), uint64(i), 25<<20); err != nil {
 					t.Error(err)
 				}
 			}
@@ -284,8 +288,20 @@ func TestQueues(t *testing.T) {
 // The classic failure of ECMP and load balancers: a link towards the client has a smaller MTU, and the router's error goes to
 // the VIP. It must reach the backend whose packets were too big, on either node; then the transfer goes on.
 func TestPathMTU(t *testing.T) {
-	t.Parallel()
-	s := newSystem(t, 2, 3)
+	for _, forward := range []string{"ipip", "nat"} {
+		t.Run(forward, func(t *testing.T) {
+			t.Parallel()
+			s := newSystem(t, 2, 3)
+			if forward == "nat" {
+				s.throughNodes()
+			}
+			pathMTU(s, forward)
+		})
+	}
+}
+
+func pathMTU(s *system, forward string) {
+	t := s.t
 	s.nginx()
 	for _, b := range s.backends {
 		data := make([]byte, 4<<20)
@@ -296,7 +312,7 @@ func TestPathMTU(t *testing.T) {
 	}
 	want := sha256.New()
 	_, _ = io.Copy(want, random(3, 4<<20))
-	s.up(s.service(testVIP4, "tcp", "80", "ipip", false), s.service(testVIP6, "tcp", "80", "ipip", true))
+	s.up(s.service(testVIP4, "tcp", "80", forward, false), s.service(testVIP6, "tcp", "80", forward, true))
 	for i := range s.net.Sources4 {
 		for _, source := range []netip.Addr{s.net.Sources4[i], s.net.Sources6[i]} {
 			err := s.net.Router.AddRoute(testenv.Route{Dst: netip.PrefixFrom(source, source.BitLen()), Link: "client", MTU: 1300})

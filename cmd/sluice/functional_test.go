@@ -59,7 +59,8 @@ var (
 // daemons stop cleanly.
 type system struct {
 	*rig
-	t testing.TB
+	t   testing.TB
+	env *testenv.Env
 }
 
 func newSystem(t testing.TB, nodes, backends int) *system {
@@ -69,12 +70,18 @@ func newSystem(t testing.TB, nodes, backends int) *system {
 
 func newSystemWithQueues(t testing.TB, nodes, backends, queues int) *system {
 	t.Helper()
+	return newSystemWith(t, rigOptions{nodes: nodes, backends: backends, queues: queues})
+}
+
+func newSystemWith(t testing.TB, o rigOptions) *system {
+	t.Helper()
 	env := testenv.ForTest(t)
-	r, err := newRig(env, rigOptions{dir: t.TempDir(), bin: bin, nodes: nodes, backends: backends, queues: queues, vips: []netip.Addr{testVIP4, testVIP6}})
+	o.dir, o.bin, o.vips = t.TempDir(), bin, []netip.Addr{testVIP4, testVIP6}
+	r, err := newRig(env, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &system{r, t}
+	s := &system{r, t, env}
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, n := range s.nodes {

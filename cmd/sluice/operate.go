@@ -14,32 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 )
-
-func checkCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "check FILE",
-		Short: "Check a configuration file: exit status 0 if the daemon would take it, else 1",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(c *cobra.Command, args []string) error {
-			cfg, warnings, err := config.Load(args[0])
-			if err != nil {
-				return err
-			}
-			for _, w := range warnings {
-				fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
-			}
-			backends := 0
-			for i := range cfg.Services {
-				backends += len(cfg.Services[i].Backends)
-			}
-			fmt.Fprintf(c.OutOrStdout(), "%s: good, %d services, %d backends, hash %s\n", args[0], len(cfg.Services), backends, cfg.Hash())
-			return nil
-		},
-	}
-}
 
 func reloadCommand() *cobra.Command {
 	c := &cobra.Command{

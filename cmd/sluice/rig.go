@@ -26,6 +26,9 @@ type rig struct {
 	backends []*rigBackend
 	vips     []netip.Addr
 	tunnel   string // the configuration's tunnel section, in YAML flow style; empty: none
+	// interfaces is the configuration's list of interfaces, in YAML flow style; empty: eth0.
+	interfaces string
+	clampMSS   string // the agents' --clamp-mss; empty: auto
 }
 
 // rigNode is one Sluice node.
@@ -51,6 +54,7 @@ type rigOptions struct {
 	backends int
 	queues   int
 	vips     []netip.Addr
+	clampMSS string
 }
 
 // newRig makes the network and starts the agents; nodes are started by startNode, once they have a configuration.
@@ -62,7 +66,7 @@ func newRig(env *testenv.Env, o rigOptions) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{net: net, dir: o.dir, bin: o.bin, vips: o.vips}
+	r := &rig{net: net, dir: o.dir, bin: o.bin, vips: o.vips, clampMSS: o.clampMSS}
 	if err := os.WriteFile(r.path("group.key"), []byte("a seed that both nodes of the rig share"), 0o600); err != nil {
 		return nil, err
 	}
@@ -103,6 +107,9 @@ func (r *rig) startBackend(host *testenv.Host) error {
 	for _, vip := range r.vips {
 		args = append(args, "--vip", vip.String())
 	}
+	if r.clampMSS != "" {
+		args = append(args, "--clamp-mss", r.clampMSS)
+	}
 	var err error
 	if b.agent, err = host.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-agent"), Args: args}); err != nil {
 		return err
@@ -116,6 +123,8 @@ type rigService struct {
 	Name, Protocol, Forward, Ports string
 	VIP                            netip.Addr
 	Check                          string // in YAML flow style; empty: none
+	Options                        string // further lines, as "on_no_backend: reject"
+	BackendPort                    int    // NAT: where the backends receive; 0: on the service's port
 	Outer6                         bool   // backends by their IPv6 addresses
 	Backends                       []*rigBackend
 }
@@ -133,8 +142,7 @@ node: {{.Node}}
 group: {seed_file: {{printf "%q" .Seed}}, peers: {{.Peers}}}
 state_dir: {{printf "%q" .State}}
 control: {socket: {{printf "%q" .Socket}}}
-interfaces:
-  - {name: eth0, mode: auto, queues: all}
+interfaces: {{or .Interfaces "[{name: eth0, mode: auto, queues: all}]"}}
 flows: 64k
 drain_time: {{.DrainTime}}
 metrics: {listen: 127.0.0.1:9545}
@@ -151,9 +159,12 @@ services:
     {{- with .Check}}
     check: {{.}}
     {{- end}}
+    {{- with .Options}}
+    {{.}}
+    {{- end}}
     backends:
       {{- range .Backends}}
-      - {name: {{.Name}}, address: {{$s.Address .}}}
+      - {name: {{.Name}}, address: {{$s.Address .}}{{with $s.BackendPort}}, port: {{.}}{{end}}}
       {{- end}}
 {{- end}}
 `))
@@ -165,7 +176,7 @@ func (b *rigBackend) Name() string { return b.name }
 func (r *rig) configure(n *rigNode, services ...rigService) error {
 	var b bytes.Buffer
 	err := rigConfig.Execute(&b, map[string]any{
-		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Services": services,
+		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Interfaces": r.interfaces, "Services": services,
 	})
 	if err != nil {
 		return err
@@ -221,16 +232,16 @@ func (n *rigNode) reload() (control.ReloadResult, error) {
 func checkBooks(st control.Status) error {
 	var errs []error
 	s := st.Traffic.Steer
-	if s.ToVIPs != s.Redirected+s.NoSocket {
-		errs = append(errs, fmt.Errorf("XDP: %d packets to VIPs, but %d redirected + %d no_socket", s.ToVIPs, s.Redirected, s.NoSocket))
+	if s.ToVIPs+s.Replies != s.Redirected+s.NoSocket+s.Loops {
+		errs = append(errs, fmt.Errorf("XDP: %d packets to VIPs and %d replies, but %d redirected + %d no_socket + %d loops", s.ToVIPs, s.Replies, s.Redirected, s.NoSocket, s.Loops))
 	}
 	var received, out, sent, ring uint64
 	for _, w := range st.Traffic.Workers {
-		if w.Received != w.Forwarded+w.Answered+w.Dropped.Total() {
-			errs = append(errs, fmt.Errorf("worker %d: %d received, but %d forwarded + %d answered + %d dropped", w.ID, w.Received, w.Forwarded, w.Answered, w.Dropped.Total()))
+		if w.Received != w.Forwarded+w.Answered+w.Held+w.Dropped.Total() {
+			errs = append(errs, fmt.Errorf("worker %d: %d received, but %d forwarded + %d answered + %d held + %d dropped", w.ID, w.Received, w.Forwarded, w.Answered, w.Held, w.Dropped.Total()))
 		}
 		received += w.Received
-		out += w.Forwarded + w.Answered + w.Generated
+		out += w.Forwarded + w.Answered + w.Generated + w.Continued
 	}
 	for _, i := range st.Traffic.Interfaces {
 		sent += i.Closed.Sent
@@ -244,7 +255,7 @@ func checkBooks(st control.Status) error {
 		errs = append(errs, fmt.Errorf("%d redirected, but %d received by workers + %d ring drops", s.Redirected, received, ring))
 	}
 	if sent != out {
-		errs = append(errs, fmt.Errorf("%d forwarded, answered and generated, but %d frames sent", out, sent))
+		errs = append(errs, fmt.Errorf("%d forwarded, answered, generated and continued, but %d frames sent", out, sent))
 	}
 	return errors.Join(errs...)
 }

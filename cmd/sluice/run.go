@@ -186,7 +186,7 @@ func startNode(cfg *config.Config, log *slog.Logger) (*forwarder.Node, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.Interfaces = append(c.Interfaces, forwarder.InterfaceConfig{Name: i.Name, Mode: mode, Queues: int(i.Queues)})
+		c.Interfaces = append(c.Interfaces, forwarder.InterfaceConfig{Name: i.Name, Mode: mode, Queues: int(i.Queues), VLAN: i.VLAN})
 	}
 	return forwarder.StartNode(c)
 }

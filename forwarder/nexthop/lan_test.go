@@ -132,6 +132,16 @@ func (w *watch) run() {
 	}()
 }
 
+// awaitCall waits until changed has been called more often than that. What is announced is visible before.
+func (w *watch) awaitCall(calls int64) {
+	w.l.t.Helper()
+	for deadline := time.Now().Add(time.Second); w.calls.Load() == calls; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			w.l.t.Fatal("changed was not called")
+		}
+	}
+}
+
 type logBook struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -200,10 +200,19 @@ func (w *Watcher) keep() (again bool) {
 	w.mu.Lock()
 	managed := w.managed && !w.plain
 	wanted := make(map[neighKey]struct{}, len(w.kept))
-	for _, t := range w.targets {
-		if l := w.links.m[t.route.link]; l.Up && l.Ethernet {
-			wanted[neighKey{t.route.link, t.route.next}] = struct{}{}
+	need := func(k neighKey) {
+		if l := w.links.m[k.link]; l.Up && l.Ethernet {
+			wanted[k] = struct{}{}
 		}
+	}
+	for _, t := range w.targets {
+		need(neighKey{t.route.link, t.route.next})
+	}
+	if w.follow.layer != nil {
+		w.follow.layer.gateways(need)
+	}
+	for k := range w.follow.asked {
+		need(k)
 	}
 	for k := range wanted {
 		if _, ok := w.kept[k]; ok {
@@ -245,7 +254,8 @@ func (w *Watcher) keep() (again bool) {
 		w.log.Warn("Ethernet addresses of next hops cannot be asked for; trying again every second", "error", failed)
 	}
 	w.failing = failed != nil
-	w.settle(ask)
+	// A destination that was asked for may well be absent: the others do not wait for it.
+	w.settle(slices.DeleteFunc(ask, func(k neighKey) bool { return !w.follow.asked[k].IsZero() }))
 	for _, k := range release {
 		if err := w.solicit(k, false); err != nil && !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ENETDOWN) {
 			w.log.Warn("a neighbour that is no longer needed stays managed by the kernel", "error", err)

@@ -170,18 +170,39 @@ func FuzzTake(f *testing.F) {
 	f.Add(uint16(unix.RTM_DELNEIGH), ndmsg(unix.AF_INET6, 7, 0, 0, attr(15, "01")))
 	f.Add(uint16(unix.RTM_NEWROUTE), append([]byte{unix.AF_INET, 200, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0}, attr(unix.RTA_DST, "0a000000")...))
 	f.Add(uint16(unix.RTM_DELROUTE), append([]byte{unix.AF_INET6, 8, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0}, attr(unix.RTA_DST, "0a000000")...))
+	f.Add(uint16(unix.RTM_NEWROUTE), rtmsg(unix.AF_INET, 8, unix.RT_TABLE_MAIN, unix.RTN_UNICAST, attr(unix.RTA_DST, "0a000000"),
+		nested(unix.RTA_MULTIPATH, rtnexthop(3, 0, attr(unix.RTA_GATEWAY, "0a000002")), rtnexthop(4, 9))))
+	f.Add(uint16(unix.RTM_NEWROUTE), rtmsg(unix.AF_INET, 32, unix.RT_TABLE_LOCAL, unix.RTN_LOCAL, attr(unix.RTA_DST, "0a000001"),
+		attr32(unix.RTA_OIF, 7), attr32(unix.RTA_PRIORITY, 1), nested(unix.RTA_METRICS, attr32(unix.RTAX_MTU, 9000))))
+	f.Add(uint16(unix.RTM_DELROUTE), rtmsg(unix.AF_INET, 8, unix.RT_TABLE_MAIN, unix.RTN_UNICAST, attr(unix.RTA_DST, "0a000000"),
+		attr32(unix.RTA_OIF, 7)))
+	f.Add(uint16(unix.RTM_NEWADDR), append([]byte{unix.AF_INET, 24, 0, 0, 3, 0, 0, 0}, attr(unix.IFA_LOCAL, "0a000001")...))
 	f.Add(uint16(unix.RTM_DELLINK), make([]byte, unix.SizeofIfInfomsg))
 	f.Fuzz(func(t *testing.T, typ uint16, data []byte) {
+		addr := netip.MustParseAddr("10.0.0.1")
 		w := &Watcher{
-			targets: map[netip.Addr]*target{netip.MustParseAddr("10.0.0.1"): {}},
+			targets: map[netip.Addr]*target{addr: {}},
 			links:   newMirror[int, LinkInfo](),
 			neighs:  newMirror[neighKey, neigh](),
+			addrs:   newMirror[addrKey, struct{}](),
+			follow:  follow{on: true, layer: newLayer(newRib())},
 			pending: newPending(),
 			kick:    make(chan struct{}, 1),
 		}
+		// What the notices bring meets neighbours and other routes, before and after it was published.
+		w.neighs.set(neighKey{7, addr}, neigh{hasMAC: true, state: unix.NUD_STALE})
+		w.follow.layer.rib.add(netip.MustParsePrefix("10.0.0.0/8"), entry{table: tableMain, hops: []nextHop{{link: 7, weight: 1}}})
 		if typ == unix.RTM_NEWLINK {
 			return // read by the netlink package
 		}
-		w.take([]syscall.NetlinkMessage{{Header: syscall.NlMsghdr{Type: typ}, Data: data}})
+		var routes *Routes
+		for _, flags := range []uint16{unix.NLM_F_CREATE | unix.NLM_F_EXCL, unix.NLM_F_CREATE | unix.NLM_F_APPEND, unix.NLM_F_REPLACE} {
+			w.take([]syscall.NetlinkMessage{{Header: syscall.NlMsghdr{Type: typ, Flags: flags}, Data: data}})
+			w.apply(w.follow.notices)
+			routes = w.follow.layer.compile(w.links.m, w.neighs.m, routes)
+			if way, ok := routes.Find(addr, 1<<63); ok && way >= len(routes.Ways()) {
+				t.Fatalf("way %d of %d", way, len(routes.Ways()))
+			}
+		}
 	})
 }

@@ -20,7 +20,7 @@ import (
 // route is the kernel's answer for one address, before link and neighbour are looked at.
 type route struct {
 	link    int        // 0: no usable route
-	next    netip.Addr // whose Ethernet address is wanted: the gateway, or the address itself
+	next    netip.Addr // whose Ethernet address is wanted: the gateway, or the address itself; zero for any on the link
 	gateway netip.Addr // zero when on-link
 	source  netip.Addr
 	mtu     int    // 0: the route sets none
@@ -127,6 +127,9 @@ func hop(r *route, links map[int]LinkInfo, neighs map[neighKey]neigh) Hop {
 	switch {
 	case !l.Up:
 		h.State, h.Problem = NoNeighbour, fmt.Sprintf("the egress link %s is down or has no carrier", l.Name)
+	case !r.next.IsValid():
+		h.State = NoNeighbour
+		h.Problem = fmt.Sprintf("the destination is on the link %s, and its Ethernet address is not known", l.Name)
 	case !n.usable():
 		h.State, h.Problem = NoNeighbour, fmt.Sprintf("%s does not answer for its Ethernet address on %s", r.next, l.Name)
 	default:
@@ -145,8 +148,17 @@ func (w *Watcher) publish() (differs bool) {
 		next.hops[a] = hop(&t.route, w.links.m, w.neighs.m)
 	}
 	next.links = maps.Clone(w.links.m)
+	for k := range w.addrs.m {
+		next.addrs = append(next.addrs, k.addr)
+	}
+	if w.follow.layer != nil {
+		next.routes = w.follow.layer.compile(w.links.m, w.neighs.m, old.routes)
+	}
 	w.mu.Unlock()
-	if maps.Equal(old.hops, next.hops) && maps.Equal(old.links, next.links) {
+	slices.SortFunc(next.addrs, netip.Addr.Compare)
+	next.addrs = slices.Compact(next.addrs)
+	if maps.Equal(old.hops, next.hops) && maps.Equal(old.links, next.links) && slices.Equal(old.addrs, next.addrs) &&
+		old.routes == next.routes {
 		return false
 	}
 	w.view.Store(next)

@@ -109,13 +109,15 @@ func (w *Watcher) pass(ask bool) (out outcome) {
 	w.mu.Unlock()
 	if resync {
 		if err := w.dump(); err != nil {
-			w.log.Warn("reading links and neighbours anew failed; what is known stays", "error", err)
+			w.log.Warn("reading links, neighbours and addresses anew failed; what is known stays", "error", err)
 			w.mu.Lock()
 			w.pending.resync = true
 			w.mu.Unlock()
 			out.again = true
 		}
 	}
+
+	out.differs = w.passRoutes(resync)
 
 	var dirty []netip.Addr
 	w.mu.Lock()
@@ -135,15 +137,16 @@ func (w *Watcher) pass(ask bool) (out outcome) {
 		out.again = len(dirty) > 0 || out.again
 	}
 	out.again = w.keep() || out.again
-	out.differs = w.publish()
+	out.differs = w.publish() || out.differs
 	return out
 }
 
-// dump reads links and neighbours anew, and has every route asked for again. The caller holds work, or is New.
+// dump reads links, neighbours and addresses anew, and has every route asked for again. The caller holds work, or is New.
 func (w *Watcher) dump() error {
 	w.mu.Lock()
 	w.links.begin()
 	w.neighs.begin()
+	w.addrs.begin()
 	w.mu.Unlock()
 
 	links, err := w.dumpLinks()
@@ -151,17 +154,26 @@ func (w *Watcher) dump() error {
 	if err == nil {
 		neighs, err = w.dumpNeighs()
 	}
+	var addrs map[addrKey]struct{}
+	if err == nil {
+		addrs, err = w.dumpAddrs()
+	}
 
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
 		w.links.abandon()
 		w.neighs.abandon()
+		w.addrs.abandon()
 		return err
 	}
 	w.links.finish(links)
 	w.neighs.finish(neighs)
+	w.addrs.finish(addrs)
 	w.pending.everyRoute()
+	if time.Since(w.follow.readAt) > readShare*w.follow.took {
+		w.staleRoutes()
+	}
 	for k := range w.kept {
 		if n := w.neighs.m[k]; w.managed && w.probed && !n.managed {
 			delete(w.kept, k) // keep asks for it again
@@ -181,12 +193,35 @@ func (w *Watcher) dumpLinks() (map[int]LinkInfo, error) {
 	}
 	links := make(map[int]LinkInfo, len(list))
 	for _, l := range list {
-		links[l.Attrs().Index] = linkInfo(l.Attrs())
+		links[l.Attrs().Index] = linkInfo(l)
 	}
 	return links, nil
 }
 
-func linkInfo(a *netlink.LinkAttrs) LinkInfo {
+// dumpAddrs reads all addresses of this node.
+func (w *Watcher) dumpAddrs() (map[addrKey]struct{}, error) {
+	var msgs [][]byte
+	err := uninterrupted(func() (err error) {
+		req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+		req.Sockets = w.sockets
+		req.AddData(nl.NewIfAddrmsg(unix.AF_UNSPEC))
+		msgs, err = req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	all := make(map[addrKey]struct{}, len(msgs))
+	for _, m := range msgs {
+		if k, ok := parseAddr(m); ok {
+			all[k] = struct{}{}
+		}
+	}
+	return all, nil
+}
+
+func linkInfo(link netlink.Link) LinkInfo {
+	a := link.Attrs()
 	l := LinkInfo{
 		Name: a.Name,
 		Up:   a.RawFlags&unix.IFF_UP != 0 && a.RawFlags&unix.IFF_RUNNING != 0,
@@ -195,6 +230,10 @@ func linkInfo(a *netlink.LinkAttrs) LinkInfo {
 	if a.EncapType == "ether" && len(a.HardwareAddr) == len(l.MAC) {
 		l.Ethernet = true
 		copy(l.MAC[:], a.HardwareAddr)
+	}
+	// The parent may be in another namespace, where its index means another link.
+	if v, ok := link.(*netlink.Vlan); ok && v.VlanProtocol == netlink.VLAN_PROTOCOL_8021Q && a.NetNsID == -1 {
+		l.VLAN, l.Parent = uint16(v.VlanId), a.ParentIndex
 	}
 	return l
 }
@@ -240,6 +279,7 @@ func (w *Watcher) drain(d time.Duration) {
 func (w *Watcher) lost() {
 	w.mu.Lock()
 	w.pending.resync = true
+	w.staleRoutes()
 	w.mu.Unlock()
 	w.wake()
 }
@@ -257,15 +297,38 @@ func (w *Watcher) take(msgs []syscall.NetlinkMessage) {
 			news = w.takeLink(m) || news
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			news = w.takeRoute(m) || news
-		case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWRULE, unix.RTM_DELRULE, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
-			// An address can be a preferred source, or take routes along without a notice of their own.
+			news = w.noteRoute(m) || news
+		case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+			w.takeAddr(m)
+			news = true
+		case unix.RTM_NEWRULE, unix.RTM_DELRULE:
 			w.pending.everyRoute()
+			w.follow.rules = true
+			news = true
+		case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+			w.pending.everyRoute()
+			if m.Header.Type == unix.RTM_DELNEXTHOP {
+				w.staleRoutes() // its routes are gone, without notices of their own
+			}
 			news = true
 		}
 	}
 	w.mu.Unlock()
 	if news {
 		w.wake()
+	}
+}
+
+func (w *Watcher) takeAddr(m *syscall.NetlinkMessage) {
+	if k, ok := parseAddr(m.Data); ok && m.Header.Type == unix.RTM_NEWADDR {
+		w.addrs.set(k, struct{}{})
+	} else if ok {
+		w.addrs.remove(k)
+	}
+	// An address can be a preferred source, or take routes along without a notice of their own.
+	w.pending.everyRoute()
+	if m.Header.Type == unix.RTM_DELADDR {
+		w.staleRoutes()
 	}
 }
 
@@ -304,15 +367,20 @@ func (w *Watcher) takeLink(m *syscall.NetlinkMessage) bool {
 		if _, known := w.links.remove(index); !known {
 			return false
 		}
+		w.staleRoutes()
 	} else {
 		header := unix.NlMsghdr(m.Header)
 		link, err := netlink.LinkDeserialize(&header, m.Data)
 		if err != nil || link.Attrs().Name == "" {
 			return false // wireless drivers send notices that hold their own news only
 		}
-		info := linkInfo(link.Attrs())
-		if w.links.set(link.Attrs().Index, info) == info {
+		info := linkInfo(link)
+		old := w.links.set(link.Attrs().Index, info)
+		if old == info {
 			return false
+		}
+		if old.Up != info.Up {
+			w.staleRoutes()
 		}
 	}
 	// IPv4 routes vanish with their link without a notice of their own (fib_sync_down_dev in net/ipv4).

@@ -14,6 +14,9 @@
 // changed when one of them, or a link, is no longer what it was. Nothing here is on the way of a packet: a worker sees
 // the outcome as a ready-made header in its snapshot.
 //
+// For packets to anywhere, such as the replies of NAT backends to their clients, [Watcher.FollowRoutes] keeps the whole
+// routing table, and [Routes.Find] finds the way of each packet in it.
+//
 // A watcher belongs to the network namespace of the thread that called [New]: its sockets are opened there, and its
 // methods may be called from any goroutine on any thread afterwards. Everything that it returns is the caller's.
 // Changing neighbours and routes needs CAP_NET_ADMIN.
@@ -27,6 +30,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,6 +83,8 @@ type LinkInfo struct {
 	Ethernet bool    // frames begin with an Ethernet header
 	MAC      [6]byte // zero without Ethernet
 	MTU      int     // bytes, without the Ethernet header
+	VLAN     uint16  // id of the 802.1Q link; zero for other links
+	Parent   int     // ifindex of the link that carries an 802.1Q link; zero for other links
 }
 
 // Watcher follows the routes and neighbours of a set of addresses.
@@ -102,12 +108,14 @@ type Watcher struct {
 	targets map[netip.Addr]*target
 	links   mirror[int, LinkInfo]
 	neighs  mirror[neighKey, neigh]
+	addrs   mirror[addrKey, struct{}]
 	kept    map[neighKey]time.Time // neighbours that the kernel was asked to keep resolved, and when it last was told so
 	pending pending
 	managed bool // the kernel keeps neighbours itself: assumed until the first one asked for says otherwise
 
-	view atomic.Pointer[view]
-	kick chan struct{} // capacity 1: there is something pending
+	follow follow
+	view   atomic.Pointer[view]
+	kick   chan struct{} // capacity 1: there is something pending
 
 	stop    context.CancelFunc // ends Run and the reader
 	stopped context.Context
@@ -121,10 +129,12 @@ type target struct {
 	dirty bool // the route has to be asked for (again)
 }
 
-// view is what Hops and Links return copies of; immutable.
+// view is what Hops, Links and Addresses return copies of, and Routes returns; immutable.
 type view struct {
-	hops  map[netip.Addr]Hop
-	links map[int]LinkInfo
+	hops   map[netip.Addr]Hop
+	links  map[int]LinkInfo
+	addrs  []netip.Addr // sorted
+	routes *Routes      // nil unless followed
 }
 
 // receiveBuffer holds some thousands of notices, so that a burst of route changes does not overflow the subscription.
@@ -133,11 +143,12 @@ const receiveBuffer = 4 << 20
 // requestTimeout bounds one question to the kernel.
 const requestTimeout = 10 * time.Second
 
-// New opens the netlink sockets in the network namespace of the calling thread and reads all links and neighbours.
+// New opens the netlink sockets in the network namespace of the calling thread and reads all links, addresses and
+// neighbours.
 //
-// changed is called from Run's goroutine, with no lock held, after a tracked hop or any link has become different; any
-// number of changes within some 10 ms make one call. What [Watcher.Track] itself publishes is not announced: it is
-// there when Track returns.
+// changed is called from Run's goroutine, with no lock held, after a tracked hop, a link, an address of this node or a
+// followed route has become different; any number of changes within some 10 ms make one call. What [Watcher.Track] and
+// [Watcher.FollowRoutes] themselves publish is not announced: it is there when they return.
 func New(log *slog.Logger, changed func()) (*Watcher, error) {
 	// All sockets must be opened in one namespace: a goroutine that moves to another thread could see two.
 	runtime.LockOSThread()
@@ -150,10 +161,12 @@ func New(log *slog.Logger, changed func()) (*Watcher, error) {
 		targets: map[netip.Addr]*target{},
 		links:   newMirror[int, LinkInfo](),
 		neighs:  newMirror[neighKey, neigh](),
+		addrs:   newMirror[addrKey, struct{}](),
 		kept:    map[neighKey]time.Time{},
 		pending: newPending(),
 		kick:    make(chan struct{}, 1),
 		read:    make(chan struct{}),
+		follow:  follow{asked: map[neighKey]time.Time{}, wants: make(chan netip.Addr, wantsBuffer)},
 	}
 	w.stopped, w.stop = context.WithCancel(context.Background())
 	w.view.Store(&view{})
@@ -178,16 +191,17 @@ func New(log *slog.Logger, changed func()) (*Watcher, error) {
 		w.events.Close()
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	raw, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
-	if err != nil {
-		w.events.Close()
-		w.handle.Close()
-		return nil, fmt.Errorf("open netlink: %w", err)
+	for _, sockets := range []*map[int]*nl.SocketHandle{&w.sockets, &w.follow.sockets} {
+		raw, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
+		if err != nil {
+			w.closeSockets()
+			return nil, fmt.Errorf("open netlink: %w", err)
+		}
+		*sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: raw}}
+		tv := unix.NsecToTimeval(requestTimeout.Nanoseconds())
+		_ = raw.SetReceiveTimeout(&tv) // both only store a number
+		_ = raw.SetSendTimeout(&tv)
 	}
-	w.sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: raw}}
-	tv := unix.NsecToTimeval(requestTimeout.Nanoseconds())
-	_ = raw.SetReceiveTimeout(&tv) // both only store a number
-	_ = raw.SetSendTimeout(&tv)
 	if err := w.handle.SetSocketTimeout(requestTimeout); err != nil {
 		w.closeSockets()
 		return nil, fmt.Errorf("open netlink: %w", err)
@@ -258,18 +272,29 @@ func (w *Watcher) Links() map[int]LinkInfo {
 	return maps.Clone(w.view.Load().links)
 }
 
+// Addresses returns the addresses of this node, in ascending order, apart from loopback and link-local ones. It never
+// waits for the kernel.
+func (w *Watcher) Addresses() []netip.Addr {
+	return slices.Clone(w.view.Load().addrs)
+}
+
 // Close ends Run, gives the neighbours back to the kernel's ordinary ageing, and closes the sockets. Entries that
 // somebody else had made managed or permanent stay as they are.
 func (w *Watcher) Close() {
 	w.stop()
 	w.running.Lock() // Run has ended, or ends at once
 	defer w.running.Unlock()
+	w.follow.background.Wait() // nor does anything else read the routing table
+	w.follow.reading.Lock()
+	defer w.follow.reading.Unlock()
 	w.work.Lock()
 	defer w.work.Unlock()
 	if w.closed {
 		return
 	}
 	w.closed = true
+	w.follow.layer = nil
+	clear(w.follow.asked)
 	w.mu.Lock()
 	clear(w.targets)
 	w.mu.Unlock()
@@ -281,8 +306,10 @@ func (w *Watcher) Close() {
 func (w *Watcher) closeSockets() {
 	w.events.Close()
 	w.handle.Close()
-	for _, s := range w.sockets {
-		s.Close()
+	for _, sockets := range []map[int]*nl.SocketHandle{w.sockets, w.follow.sockets} {
+		for _, s := range sockets {
+			s.Close()
+		}
 	}
 }
 

@@ -44,3 +44,35 @@ func sumBytes(sum uint64, b []byte) uint64 {
 	copy(rest[:], b[whole:])
 	return addWords(sum, rest[:])
 }
+
+// fold reduces a sum to 16 bits; it is zero only if the sum is. Adding a word to itself with its halves exchanged leaves the
+// sum of both in the upper half, and what was carried out of it as well.
+func fold(sum uint64) uint16 {
+	sum += bits.RotateLeft64(sum, 32)
+	half := uint32(sum >> 32)
+	half += bits.RotateLeft32(half, 16)
+	return uint16(half >> 16)
+}
+
+// transportSum returns the sum of a TCP, UDP or ICMPv6 message t, which is a whole one, with its pseudo header (RFC 9293,
+// RFC 768, RFC 8200, 8.1), in little-endian words. addrs are source and destination as they stand in the IP header.
+func transportSum(addrs []byte, proto uint8, t []byte) uint64 {
+	pseudo := [4]byte{0, proto, byte(len(t) >> 8), byte(len(t))}
+	return sumBytes(addWords(addWords(0, addrs), pseudo[:]), t)
+}
+
+// putChecksum writes the checksum of a sum of little-endian words.
+func putChecksum(b []byte, sum uint64) { binary.LittleEndian.PutUint16(b, ^fold(sum)) }
+
+// difference returns by how much a sum of big-endian words changes as one of them changes, of 16 or 32 bits: ~m + m' in RFC
+// 1624, equation 3. Differences may be added up. They are never zero, only zero modulo 65535, so that a checksum that is
+// changed by one is never 0xffff, as none is that was computed from scratch.
+func difference(old, new uint32) uint64 { return uint64(^old) + uint64(new) }
+
+// addDifference changes a checksum as its data has changed by d, and returns the difference that this makes itself.
+func addDifference(sum []byte, d uint64) uint64 {
+	old := binary.BigEndian.Uint16(sum)
+	new := ^fold(uint64(^old) + d)
+	binary.BigEndian.PutUint16(sum, new)
+	return difference(uint32(old), uint32(new))
+}

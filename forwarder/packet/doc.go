@@ -2,7 +2,8 @@
 // operating system behind it.
 //
 // Parse turns a received Ethernet frame into a Meta: where its headers are, what flow it belongs to, and, when it
-// cannot be forwarded, why (a Reason). An Encap is the ready-made outer header of one target, built once by NewL2 or
+// cannot be forwarded, why (a Reason). Of a fragment ReadFragment tells the datagram; only the first one has ports, and
+// Meta.SetPorts gives them to the others. An Encap is the ready-made outer header of one target, built once by NewL2 or
 // NewIPIP whenever the configuration or a neighbour changes, and put before any number of packets by Encap.Apply.
 //
 // Decoding is total: every sequence of bytes gives a Meta, never an error, a panic or an allocation. A bad packet is a
@@ -15,5 +16,6 @@
 // Any goroutine may call anything here. An Encap, a Key and a Meta may be read by many goroutines at once, and a Meta
 // or a frame may be written by one only.
 //
-// Checksums of TCP and UDP are not verified: they do not change on the way, and the backend verifies them.
+// Checksums of TCP, UDP and ICMP are not verified: whoever receives the packet does that, and what changes it on the way
+// changes them by as much.
 package packet

@@ -31,15 +31,20 @@ const (
 // Encap is not usable.
 type Encap struct {
 	macs     [12]byte // of the Ethernet header: destination and source
-	port     uint16   // GUE: the UDP destination port; else 0
+	port     uint16   // GUE: the UDP destination port; NAT: the backend's, 0 to keep the packet's; else 0
 	overhead uint8    // bytes of the outer headers after Ethernet: 0, 20 or 40, with GUE 28 or 48
-	options  uint8    // how many low bits of the outer source are the flow's, and checksummed
-	addrs    [32]byte // source and destination of the outer IP header: 8 bytes or 32
-	sum      uint16   // IPv4: the header's big-endian words summed up and folded, without what the packet adds
+	options  uint8    // how many low bits of the outer source are the flow's, and checksummed; or translated
+	addrs    [32]byte // source and destination of the outer IP header: 8 bytes or 32; NAT: the backend's as an Addr
+	// sum is, with an outer IPv4 header, its big-endian words summed up and folded, without what the packet adds; with NAT the
+	// largest MSS that is let through, 0 for any.
+	sum uint16
 }
 
-// checksummed in Encap.options says that the UDP checksum of GUE is filled in.
-const checksummed = 0x80
+// Bits of Encap.options.
+const (
+	checksummed = 0x80 // the UDP checksum of GUE is filled in
+	translated  = 0x40 // there is no outer header; the packet itself is changed: NAT
+)
 
 // NewL2 returns the header of a target on the same link: new Ethernet addresses before an unchanged packet. src is the
 // address of the outgoing interface.
@@ -84,14 +89,15 @@ func (e *Encap) sumAddrs() {
 	e.sum = ^checksum(sum)
 }
 
-// Overhead returns by how many bytes Apply lengthens an IP packet: 0 with L2, 20 or 40 with IPIP, 28 or 48 with GUE.
+// Overhead returns by how many bytes Apply lengthens an IP packet: 0 with L2 and NAT, 20 or 40 with IPIP, 28 or 48 with GUE.
 func (e *Encap) Overhead() int { return int(e.overhead) }
 
 // Apply puts the header of e before a packet. mem[start:] begins with the frame that m was parsed from, m.Reason being
 // None. The new frame begins at newStart, ends where the IP packet ends, without the padding that it came with, and is
-// newLen bytes long. The IP packet itself is left as it is, byte for byte.
+// newLen bytes long. It has no 802.1Q tag; one that the old frame had is left before it. The IP packet itself is left as it
+// is, byte for byte, but by NAT: see NewNAT.
 //
-// The packet is not read: its lines may have left the first-level cache since Parse.
+// But by NAT the packet is not read: its lines may have left the first-level cache since Parse.
 //
 // The caller guarantees Headroom bytes before start, and that the packet with Overhead fits the outgoing MTU (which is
 // far below the 65,535 bytes that an outer header can tell).
@@ -105,8 +111,12 @@ func (e *Encap) Apply(mem []byte, start int, m *Meta) (newStart int, newLen int)
 	l3 := start + int(m.L3)
 	inner := int(m.End) - int(m.L3) // length of the IP packet
 	if e.overhead == 0 {
-		copy(mem[start:start+12], e.macs[:])
-		return start, int(m.End)
+		newStart = l3 - ethLen // the type, behind the tag if there was one, is where it belongs
+		copy(mem[newStart:newStart+12], e.macs[:])
+		if e.options != 0 {
+			translate(mem[l3:], m, destination, addr6(e.addrs[:]), e.port, e.sum)
+		}
+		return newStart, ethLen + inner
 	}
 	at, payload, class, proto := l3, inner, m.Class, innerProto(m.Flags)
 	if e.port != 0 {
@@ -139,7 +149,7 @@ func (e *Encap) Apply(mem []byte, start int, m *Meta) (newStart int, newLen int)
 }
 
 // innerProto is the protocol number of the family of the packet inside.
-func innerProto(flags uint8) uint8 {
+func innerProto(flags uint16) uint8 {
 	if flags&V6 != 0 {
 		return protoIPv6Inner
 	}

@@ -57,11 +57,11 @@ func checkApply(t testing.TB, e *testEncap, frame []byte) {
 	copy(mem[start:], frame) // as after a repeat on the same frame: nothing depends on what Apply overwrote
 	newStart, newLen := e.encap.Apply(mem, start, &m)
 
-	overhead := e.encap.Overhead()
-	if newStart != start-overhead || newLen != ethLen+overhead+len(inner) {
-		t.Fatalf("%s: frame at %d, %d bytes; want %d, %d", e.name, newStart, newLen, start-overhead, ethLen+overhead+len(inner))
+	overhead, tag := e.encap.Overhead(), int(m.L3)-ethLen // which the new frame does not have
+	if newStart != start+tag-overhead || newLen != ethLen+overhead+len(inner) {
+		t.Fatalf("%s: frame at %d, %d bytes; want %d, %d", e.name, newStart, newLen, start+tag-overhead, ethLen+overhead+len(inner))
 	}
-	if len(bytes.Trim(mem[:newStart], "\xa5")) != 0 || !bytes.Equal(mem[start+int(m.End):start+len(frame)], frame[m.End:]) ||
+	if len(bytes.Trim(mem[:min(newStart, start)], "\xa5")) != 0 || !bytes.Equal(mem[start+int(m.End):start+len(frame)], frame[m.End:]) ||
 		len(bytes.Trim(mem[start+len(frame):], "\xa5")) != 0 {
 		t.Fatalf("%s: bytes outside the new frame were written", e.name)
 	}
@@ -112,6 +112,7 @@ func checkApply(t testing.TB, e *testEncap, frame []byte) {
 		}
 	}
 
+	m.L3, m.L4, m.End = ethLen, m.L4-uint16(tag), m.End-uint16(tag)
 	// What a backend does: its Parse accepts the outer header, and takes it off to find the same flow.
 	if overhead > 0 {
 		if o := parse(out); o.Reason != Protocol || o.Dst != FromNetip(e.dst) || int(o.End) != newLen || o.Proto != uint8(wantProto) {
@@ -126,12 +127,16 @@ func checkApply(t testing.TB, e *testEncap, frame []byte) {
 	}
 }
 
-// Random packets of both families under all headers: the four pairs of IP in IP, and plain L2.
+// Random packets of both families under all headers: the four pairs of IP in IP, and plain L2; with and without tags,
+// extension headers, and as fragments.
 func TestApply(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 3))
 	encaps := testEncaps(t)
 	for range 2000 {
 		p := randomPacket(t, rng)
+		if rng.IntN(2) == 0 {
+			p.dress(rng)
+		}
 		for i := range encaps {
 			checkApply(t, &encaps[i], p.frame)
 		}
@@ -167,7 +172,7 @@ func TestApplyChecksum(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		m := Meta{L3: 14, L4: 34, End: uint16(14 + length), Class: uint8(rng.Uint32()), Flags: V6 * uint8(length&1)}
+		m := Meta{L3: 14, L4: 34, End: uint16(14 + length), Class: uint8(rng.Uint32()), Flags: V6 * uint16(length&1)}
 		start, _ := e.Apply(mem, 64, &m)
 		h := append([]byte(nil), mem[start+ethLen:start+ethLen+20]...)
 		setChecksum(h)

@@ -22,7 +22,8 @@ const (
 
 // parseICMP reads the ICMP message t that came to m.Dst, an IPv4 address. An error belongs to the flow of the packet that
 // it quotes, which is one that a backend sent in the name of the VIP: the flow's own packets go the other way, so source
-// and destination change places. Of the quoted packet only the IP header and eight bytes are certain (RFC 792).
+// and destination change places. Of the quoted packet only the IP header and eight bytes are certain (RFC 792). The ICMP
+// checksum is not verified, like those of TCP and UDP.
 func (m *Meta) parseICMP(t []byte, key *Key) {
 	if len(t) < icmpLen {
 		m.stop(BadICMP, 0)
@@ -75,7 +76,7 @@ func (m *Meta) parseICMP6(t []byte, key *Key) {
 		return
 	}
 	t = t[icmpLen:]
-	if len(t) < ipv6Len+udpLen || t[0]>>4 != 6 {
+	if len(t) < ipv6Len || t[0]>>4 != 6 {
 		m.stop(BadICMP, V6)
 		return
 	}
@@ -86,14 +87,20 @@ func (m *Meta) parseICMP6(t []byte, key *Key) {
 		m.stop(BadICMP, V6)
 		return
 	}
-	if m.quoted(t[ipv6Len:], h[6], V6) {
+	// As far as it is quoted. Of a fragment only the first has ports.
+	c := walk6(t)
+	if c.reason != None || c.offset > 0 || len(t) < c.end+udpLen {
+		m.stop(BadICMP, V6)
+		return
+	}
+	if m.quoted(t[c.end:], c.next, V6) {
 		m.Hash = hash6(key, c0, c1, v0, v1, m.ports(), m.Proto)
 	}
 }
 
 // quoted makes m that of a packet of the flow whose transport header, in the other direction, begins at t. It reports
 // false, and sets the reason, if that is neither TCP nor UDP.
-func (m *Meta) quoted(t []byte, proto, family uint8) bool {
+func (m *Meta) quoted(t []byte, proto uint8, family uint16) bool {
 	if proto != ProtoTCP && proto != ProtoUDP {
 		m.stop(BadICMP, family)
 		return false
@@ -101,6 +108,16 @@ func (m *Meta) quoted(t []byte, proto, family uint8) bool {
 	m.Proto, m.Flags, m.Reason = proto, family|ICMPError, None
 	m.SrcPort, m.DstPort = binary.BigEndian.Uint16(t[2:]), binary.BigEndian.Uint16(t[0:])
 	return true
+}
+
+// QuotedDst returns the destination of the packet that an ICMP error is about: the peer of m.Dst in the flow, and the source
+// of the flow's packets to it. frame was parsed into m, with the Reason None and ICMPError among the Flags.
+func QuotedDst(frame []byte, m *Meta) Addr {
+	quoted := frame[m.L4+icmpLen : m.End]
+	if m.Flags&V6 != 0 {
+		return addr6(quoted[24:])
+	}
+	return addr4(quoted[16:])
 }
 
 // ports returns the ports as they are in a packet of the flow, loaded little-endian.

@@ -84,9 +84,13 @@ func TestICMPErrorBelongsToItsFlow(t *testing.T) {
 			want := FlowHash(&testKey, FromNetip(f.client), FromNetip(f.vip), 40000, 80, uint8(proto))
 			for _, kind := range f.errors {
 				for _, n := range []int{f.header + 8, f.header + 20, len(quoted)} {
-					m := parse(icmpFrame(t, f.router, f.vip, kind, quoted[:n]))
+					frame := icmpFrame(t, f.router, f.vip, kind, quoted[:n])
+					m := parse(frame)
 					if m.Reason != None || m.Flags&ICMPError == 0 || m.Hash != want || m.SrcPort != 40000 || m.DstPort != 80 || m.Proto != uint8(proto) || m.Dst != FromNetip(f.vip) {
 						t.Errorf("type %d, %v, %d bytes quoted: %+v, want hash %x", kind, proto, n, m, want)
+					}
+					if dst := QuotedDst(frame, &m); dst != FromNetip(f.client) {
+						t.Errorf("type %d, %v, %d bytes quoted: about a packet to %v, want %v", kind, proto, n, dst, f.client)
 					}
 				}
 			}
@@ -94,6 +98,54 @@ func TestICMPErrorBelongsToItsFlow(t *testing.T) {
 				if m := parse(icmpFrame(t, f.router, f.vip, kind, quoted)); m.Reason != ICMP {
 					t.Errorf("type %d: %+v", kind, m)
 				}
+			}
+		}
+	}
+}
+
+// Extension headers, before the ICMPv6 header and in the packet that it quotes, hide nothing.
+func TestICMPErrorBehindExtensionHeaders(t *testing.T) {
+	f := icmpFamilies[1]
+	quoted := reply(t, f.vip, f.client, layers.IPProtocolTCP)
+	want := FlowHash(&testKey, FromNetip(f.client), FromNetip(f.vip), 40000, 80, ProtoTCP)
+	hop, dst := optionsOf(nextHopByHop, 16), optionsOf(nextOptions, 8)
+	for _, c := range []struct {
+		name   string
+		outer  []testHeader
+		quoted []testHeader
+		cut    int // bytes that are missing at the end of the quoted headers and eight bytes
+		want   Reason
+	}{
+		{"before the ICMPv6 header", []testHeader{hop, dst, fragmentHeader(0, 1)}, nil, 0, None},
+		{"in the quoted packet", nil, []testHeader{hop, dst, routing(4, 0)}, 0, None},
+		{"both", []testHeader{dst}, []testHeader{dst, dst}, 0, None},
+		{"about a packet in one fragment", nil, []testHeader{fragmentHeader(0, 1)}, 0, None},
+		{"about a first fragment", nil, []testHeader{fragmentHeader(1, 1), dst}, 0, None},
+		{"about a further fragment", nil, []testHeader{fragmentHeader(16, 1)}, 0, BadICMP},
+		{"quoted ports cut", nil, []testHeader{hop, dst}, 1, BadICMP},
+		{"quoted header cut", nil, []testHeader{hop, dst}, 9, BadICMP},
+		{"quoted first fragment, header cut", nil, []testHeader{fragmentHeader(1, 1), dst}, 9, BadICMP},
+		{"quoted headers of a kind not followed", nil, []testHeader{dst, {51, make([]byte, 8)}}, 0, BadICMP},
+		{"too many quoted headers", nil, []testHeader{dst, dst, dst, dst, dst, dst, dst, dst, dst}, 0, BadICMP},
+		{"in several fragments", []testHeader{fragmentHeader(1, 1)}, nil, 0, BadFragment},
+	} {
+		for _, kind := range f.errors {
+			ip := bytes.Clone(quoted[:40])
+			next, inner := chain(ProtoTCP, quoted[40:48], c.quoted...)
+			ip[6] = next
+			message := append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, append(ip, inner[:len(inner)-c.cut]...)...)
+			next, message = chain(ProtoICMPv6, message, c.outer...)
+			frame := frame6(t, next, message)
+			m := parse(frame)
+			if m.Reason != c.want || m.Dst != FromNetip(f.vip) {
+				t.Errorf("%s, type %d: %+v, want %v", c.name, kind, m, c.want)
+			}
+			if c.want != None {
+				continue
+			}
+			if m.Flags != V6|ICMPError || m.Hash != want || m.SrcPort != 40000 || m.DstPort != 80 || m.Proto != ProtoTCP ||
+				frame[m.L4] != kind || QuotedDst(frame, &m) != FromNetip(f.client) {
+				t.Errorf("%s, type %d: %+v, want hash %x", c.name, kind, m, want)
 			}
 		}
 	}
@@ -162,6 +214,25 @@ func TestEchoReply(t *testing.T) {
 			if !bytes.Equal(frame[:length], want) {
 				t.Fatalf("%v, %d bytes of payload:\n got %x\nwant %x", f.vip, n, frame[:length], want)
 			}
+		}
+	}
+}
+
+// A reply is sent with the tag that its request came with.
+func TestEchoReplyTagged(t *testing.T) {
+	for _, f := range icmpFamilies {
+		kind := uint8(8)
+		if !f.vip.Is4() {
+			kind = 128
+		}
+		frame := icmpFrame(t, f.client, f.vip, kind, []byte{1, 2, 3, 4, 5, 6, 7, 8})
+		tagged := append(make([]byte, 4), frame...)
+		PushVLAN(tagged, 4, len(frame), 100)
+		m, mt := parse(frame), parse(tagged)
+		n, nt := EchoReply(frame, &m), EchoReply(tagged, &mt)
+		if nt != n+4 || !bytes.Equal(tagged[16:nt], frame[12:n]) ||
+			!bytes.Equal(tagged[:16], append(frame[:12:12], 0x81, 0, 0, 100)) {
+			t.Errorf("%v:\n got %x\nwant %x with a tag", f.vip, tagged[:nt], frame[:n])
 		}
 	}
 }

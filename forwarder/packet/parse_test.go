@@ -26,7 +26,7 @@ func fromHex(t testing.TB, text string) []byte {
 
 // parse is Parse on a copy of frame whose capacity ends with it, into a Meta full of rubbish.
 func parse(frame []byte) Meta {
-	m := Meta{1, Addr{2, 3}, 4, 5, 6, 7, 8, 9, 12, 10, 11}
+	m := Meta{1, Addr{2, 3}, 4, 5, 6, 7, 8, 0xfff9, 12, 10, 11}
 	exact := make([]byte, len(frame))
 	copy(exact, frame)
 	Parse(exact[:len(exact):len(exact)], &testKey, &m)
@@ -66,12 +66,12 @@ func TestParse(t *testing.T) {
 	to6 := func(end uint16, proto uint8, r Reason) Meta {
 		return Meta{Dst: addr("2001:db8::10"), L3: 14, L4: 54, End: end, Proto: proto, Flags: V6, Reason: r}
 	}
-	flow := func(m Meta, hash uint64, srcPort, dstPort uint16, flags uint8) Meta {
+	flow := func(m Meta, hash uint64, srcPort, dstPort, flags uint16) Meta {
 		m.Hash, m.SrcPort, m.DstPort = hash, srcPort, dstPort
 		m.Flags |= flags
 		return m
 	}
-	flagged := func(m Meta, f uint8) Meta { m.Flags |= f; return m }
+	flagged := func(m Meta, f uint16) Meta { m.Flags |= f; return m }
 	class := func(m Meta, c uint8) Meta { m.Class = c; return m }
 	only := func(r Reason) Meta { return Meta{Reason: r} }
 	tcp4 := flow(to4(34, 54, 6, None), from4(40000, 80, 6), 40000, 80, 0)
@@ -85,7 +85,6 @@ func TestParse(t *testing.T) {
 		{"thirteen bytes", "02 00 00 00 00 02  02 00 00 00 00 01  08", only(Truncated)},
 		{"no packet", eth4, only(Truncated)},
 		{"ARP", "ff ff ff ff ff ff  02 00 00 00 00 01  08 06  00 01 08 00 06 04 00 01", only(NotIP)},
-		{"802.1Q", "02 00 00 00 00 02  02 00 00 00 00 01  81 00 00 05 08 00" + ip4TCP + tcpSYN, only(NotIP)},
 		{"802.3 length", "02 00 00 00 00 02  02 00 00 00 00 01  00 28" + ip4TCP + tcpSYN, only(NotIP)},
 
 		{"SYN", eth4 + ip4TCP + tcpSYN, flow(tcp4, tcp4.Hash, 40000, 80, SYN)},
@@ -101,16 +100,16 @@ func TestParse(t *testing.T) {
 			94 04 00 00` + tcpSYN, only(BadChecksum)},
 		{"IPv4 version 5", eth4 + "55" + ip4TCP[2:] + tcpSYN, only(BadIPHeader)},
 		{"IPv6 in Ethernet type IPv4", eth4 + "60 00 00 00 00 14 06 40" + ip6Addrs + tcpSYN, only(BadIPHeader)},
-		{"IPv4 header of 16 bytes", eth4 + "44" + ip4TCP[2:] + tcpSYN, only(BadIPHeader)},
-		{"IPv4 total length 19", eth4 + "45 00 00 13  00 00 40 00  40 06 6c d7  0a 01 02 03  c0 00 02 0a" + tcpSYN, only(BadIPHeader)},
+		{"IPv4 header of 16 bytes", eth4 + "44" + ip4TCP[2:] + tcpSYN, only(BadIHL)},
+		{"IPv4 header of no bytes", eth4 + "40" + ip4TCP[2:] + tcpSYN, only(BadIHL)},
+		{"IPv4 total length 0", eth4 + "45 00 00 00  00 00 40 00  40 06 6c ea  0a 01 02 03  c0 00 02 0a" + tcpSYN, only(BadLength)},
+		{"IPv4 total length 19", eth4 + "45 00 00 13  00 00 40 00  40 06 6c d7  0a 01 02 03  c0 00 02 0a" + tcpSYN, only(BadLength)},
 		{"IPv4 total length within the options", eth4 + `
-			46 00 00 17  00 00 40 00  40 06 6b d3  0a 01 02 03  c0 00 02 0a  00 00 00 00` + tcpSYN, only(BadIPHeader)},
+			46 00 00 17  00 00 40 00  40 06 6b d3  0a 01 02 03  c0 00 02 0a  00 00 00 00` + tcpSYN, only(BadLength)},
 		{"IPv4 checksum off by one", eth4 + strings.Replace(ip4TCP, "6c c2", "6c c3", 1) + tcpSYN, only(BadChecksum)},
 		{"IPv4 checksum zero", eth4 + strings.Replace(ip4TCP, "6c c2", "00 00", 1) + tcpSYN, only(BadChecksum)},
 		{"IPv4 one byte short", eth4 + ip4TCP + strings.TrimSuffix(tcpSYN, "00 "), only(Truncated)},
 		{"IPv4 header only", eth4 + "45 00 00 14  00 00 40 00  40 06 6c d6  0a 01 02 03  c0 00 02 0a", to4(34, 34, 6, BadTransport)},
-		{"first fragment", eth4 + "45 00 00 28  00 07 20 00  40 06 8c bb  0a 01 02 03  c0 00 02 0a" + tcpSYN, to4(34, 54, 6, Fragment)},
-		{"last fragment", eth4 + "45 00 00 28  00 07 00 01  40 06 ac ba  0a 01 02 03  c0 00 02 0a" + tcpSYN, to4(34, 54, 6, Fragment)},
 		{"ICMP echo", eth4 + "45 00 00 1c  00 00 40 00  40 01 6c d3  0a 01 02 03  c0 00 02 0a  08 00 f7 ff 00 00 00 00", flagged(to4(34, 42, 1, None), Echo)},
 		{"ICMP echo reply", eth4 + "45 00 00 1c  00 00 40 00  40 01 6c d3  0a 01 02 03  c0 00 02 0a  00 00 ff ff 00 00 00 00", to4(34, 42, 1, ICMP)},
 		{"ICMPv6 in IPv4", eth4 + "45 00 00 1c  00 00 40 00  40 3a 6c 9a  0a 01 02 03  c0 00 02 0a  80 00 00 00 00 00 00 00", to4(34, 42, 58, Protocol)},
@@ -141,8 +140,6 @@ func TestParse(t *testing.T) {
 		{"ICMPv6 echo reply", eth6 + "60 00 00 00  00 08 3a 40" + ip6Addrs + "81 00 00 00 00 00 00 00", to6(62, 58, ICMP)},
 		{"ICMPv6 cut", eth6 + "60 00 00 00  00 07 3a 40" + ip6Addrs + "80 00 00 00 00 00 00", to6(61, 58, BadICMP)},
 		{"ICMP in IPv6", eth6 + "60 00 00 00  00 08 01 40" + ip6Addrs + "08 00 00 00 00 00 00 00", to6(62, 1, Protocol)},
-		{"IPv6 hop-by-hop", eth6 + "60 00 00 00  00 1c 00 40" + ip6Addrs + "06 00 01 04 00 00 00 00" + tcpSYN, to6(82, 0, ExtensionHeader)},
-		{"IPv6 fragment", eth6 + "60 00 00 00  00 1c 2c 40" + ip6Addrs + "06 00 00 01 00 00 00 07" + tcpSYN, to6(82, 44, Fragment)},
 		{"IPv6 no next header", eth6 + "60 00 00 00  00 00 3b 40" + ip6Addrs, to6(54, 59, Protocol)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -160,7 +157,7 @@ func TestParseTCPFlags(t *testing.T) {
 		l4 := len(frame) - tcpLen
 		for bits := range 512 {
 			binary.BigEndian.PutUint16(frame[l4+12:], 0x5000|uint16(bits))
-			var want uint8
+			var want uint16
 			if bits&0x01 != 0 {
 				want |= FIN
 			}
@@ -180,24 +177,7 @@ func TestParseTCPFlags(t *testing.T) {
 	}
 }
 
-// Each single bit of the IPv4 fragment field: thirteen bits of offset and "more fragments" make a fragment, "don't
-// fragment" and the reserved bit do not.
-func TestParseFragmentBits(t *testing.T) {
-	for bit := range 16 {
-		frame := fromHex(t, eth4+ip4TCP+tcpSYN)
-		binary.BigEndian.PutUint16(frame[20:], 1<<bit)
-		setChecksum(frame[14:34])
-		want := Fragment
-		if bit >= 14 {
-			want = None
-		}
-		if m := parse(frame); m.Reason != want {
-			t.Errorf("fragment field %#04x: reason %v, want %v", 1<<bit, m.Reason, want)
-		}
-	}
-}
-
-// Each IPv6 next header and each IPv4 protocol number has its reason.
+// Each IPv6 next header and each IPv4 protocol number has its reason. TestExtensionHeaders has the headers that are followed.
 func TestParseProtocols(t *testing.T) {
 	for proto := range 256 {
 		want4, want6 := Protocol, Protocol
@@ -208,9 +188,7 @@ func TestParseProtocols(t *testing.T) {
 			want4 = ICMP
 		case 58:
 			want6 = ICMP
-		case 44:
-			want6 = Fragment
-		case 0, 43, 50, 51, 60, 135, 139, 140, 253, 254:
+		case 50, 51, 135, 139, 140, 253, 254:
 			want6 = ExtensionHeader
 		}
 		frame := fromHex(t, eth4+ip4TCP+tcpSYN)
@@ -219,6 +197,9 @@ func TestParseProtocols(t *testing.T) {
 		binary.BigEndian.PutUint16(frame[38:], 20) // a good length, where UDP has it
 		if m := parse(frame); m.Reason != want4 || m.Proto != uint8(proto) {
 			t.Errorf("IPv4 protocol %d: reason %v, protocol %d; want %v", proto, m.Reason, m.Proto, want4)
+		}
+		if proto == nextHopByHop || proto == nextRouting || proto == nextFragment || proto == nextOptions {
+			continue
 		}
 		frame = fromHex(t, eth6+"60 00 00 00  00 14 06 40"+ip6Addrs+tcpSYN)
 		frame[20] = byte(proto)
@@ -239,7 +220,7 @@ func TestParseNoticesFlippedBits(t *testing.T) {
 		frame := append([]byte(nil), good...)
 		frame[14+bit/8] ^= 1 << (bit % 8)
 		switch m := parse(frame); m.Reason {
-		case BadChecksum, BadIPHeader, Truncated:
+		case BadChecksum, BadIPHeader, BadIHL, BadLength, Truncated:
 			if m != (Meta{Reason: m.Reason}) {
 				t.Errorf("bit %d flipped: fields are set: %+v", bit, m)
 			}
@@ -284,7 +265,7 @@ func TestParseLargest(t *testing.T) {
 		binary.BigEndian.PutUint16(frame[38:], uint16(total-20))
 		want := Meta{Reason: Truncated}
 		if total == 65521 {
-			want = Meta{from4(40000, 53, 17), addr("192.0.2.10"), 40000, 53, 14, 34, 65535, 17, 0, 0, None}
+			want = Meta{from4(40000, 53, 17), addr("192.0.2.10"), 40000, 53, 14, 34, 65535, 0, 17, 0, None}
 		}
 		if m := parse(frame); m != want {
 			t.Errorf("IPv4 packet of %d bytes: %+v, want %+v", total, m, want)
@@ -302,23 +283,44 @@ func TestParseTotal(t *testing.T) {
 			frame[i] = byte(rng.Uint32() >> 13)
 		}
 		if len(frame) >= 60 {
-			v6 := rng.IntN(2) == 0
-			binary.BigEndian.PutUint16(frame[12:], typeIPv4)
-			frame[14] = 0x40 | byte(rng.IntN(9)+2)
-			binary.BigEndian.PutUint16(frame[16:], uint16(rng.IntN(130)))
-			frame[23] = []byte{6, 17, 1, 4}[rng.IntN(4)]
-			if end := ethLen + int(frame[14]&0xf)*4; end <= len(frame) && end >= 34 && rng.IntN(8) != 0 {
-				if rng.IntN(4) != 0 {
-					frame[20], frame[21] = 0, 0
+			at := ethLen
+			if rng.IntN(8) == 0 {
+				binary.BigEndian.PutUint16(frame[12:], typeVLAN)
+				at += 4
+			}
+			binary.BigEndian.PutUint16(frame[at-2:], typeIPv4)
+			ip, land := frame[at:], rng.IntN(50) == 0
+			if rng.IntN(2) == 0 {
+				binary.BigEndian.PutUint16(frame[at-2:], typeIPv6)
+				ip[0] = 0x60
+				binary.BigEndian.PutUint16(ip[4:], uint16(rng.IntN(90)))
+				ip[6] = []byte{6, 17, 58, 44, 0, 59, 43, 60}[rng.IntN(8)]
+				if rng.IntN(10) == 0 {
+					copy(ip[8:24], make([]byte, 15)) // :: or ::1, perhaps
+					ip[23] = byte(rng.IntN(3))
 				}
-				setChecksum(frame[14:end])
+				if copy(ip[40:], []byte{[]byte{6, 17, 44, 60, 43}[rng.IntN(5)], 0}); land && len(ip) >= 40 {
+					copy(ip[24:40], ip[8:24])
+				}
+			} else {
+				ip[0] = 0x40 | byte(rng.IntN(9)+2)
+				binary.BigEndian.PutUint16(ip[2:], uint16(rng.IntN(130)))
+				ip[9] = []byte{6, 17, 1, 4}[rng.IntN(4)]
+				if land {
+					copy(ip[16:20], ip[12:16])
+				}
+				if n := int(ip[0]&0xf) * 4; n <= len(ip) && n >= 20 && rng.IntN(8) != 0 {
+					if ip[6] &= 0x20; rng.IntN(4) != 0 {
+						ip[6], ip[7] = 0, 0
+					} else if ip[7] &= 3; rng.IntN(2) == 0 {
+						ip[7] = 0
+					}
+					setChecksum(ip[:n])
+				}
 			}
-			if v6 {
-				binary.BigEndian.PutUint16(frame[12:], typeIPv6)
-				frame[14] = 0x60
-				binary.BigEndian.PutUint16(frame[18:], uint16(rng.IntN(90)))
-				frame[20] = []byte{6, 17, 58, 44, 0, 59}[rng.IntN(6)]
-			}
+		}
+		if len(frame) > 30 && rng.IntN(50) == 0 {
+			frame[14+rng.IntN(2)*4] ^= 0x10
 		}
 		m := parse(frame)
 		checkMeta(t, frame, m)
@@ -334,18 +336,33 @@ func TestParseTotal(t *testing.T) {
 // checkMeta checks what holds for the Meta of any frame.
 func checkMeta(t testing.TB, frame []byte, m Meta) {
 	t.Helper()
+	length := int(m.End) - int(m.L4)
 	switch m.Reason {
 	case None:
-		echo := m.Flags&^V6 == Echo && m.Hash == 0 && (m.Proto == ProtoICMP || m.Proto == ProtoICMPv6)
-		if !echo && m.Proto != ProtoTCP && m.Proto != ProtoUDP || int(m.End-m.L4) < udpLen {
+		flags := m.Flags &^ V6
+		known := m.Proto == ProtoTCP || m.Proto == ProtoUDP
+		switch {
+		case flags == Echo:
+			known = m.Hash == 0 && (m.Proto == ProtoICMP || m.Proto == ProtoICMPv6) && length >= icmpLen
+		case flags == Later:
+			known = m.Hash == 0 && length > 0 && (known || m.Proto == nextOptions && m.Flags&V6 != 0)
+		case flags == ICMPError:
+			known = known && length >= icmpLen+ipv4Len+udpLen
+		case flags&^(FIN|SYN|RST|First) == 0:
+			known = known && length >= udpLen
+		default:
+			known = false
+		}
+		if !known || flags&(Echo|Later) != 0 && (m.SrcPort != 0 || m.DstPort != 0) {
 			t.Fatalf("%x goes on as %+v", frame, m)
 		}
-	case Truncated, NotIP, BadIPHeader, BadChecksum:
+	case Truncated, NotIP, BadIPHeader, BadIHL, BadLength, BadChecksum:
 		if m != (Meta{Reason: m.Reason}) {
 			t.Fatalf("%x: fields without meaning are set: %+v", frame, m)
 		}
 		return
-	case BadTransport, Fragment, ExtensionHeader, Protocol, ICMP, BadICMP:
+	case Land, SourceLoopback, SourceMulticast, SourceInvalid, ExtensionHeader, RoutingHeader, BadFragment, TinyFragment,
+		Protocol, BadTransport, ICMP, BadICMP:
 		if m.Hash != 0 || m.SrcPort != 0 || m.DstPort != 0 || m.Flags&^V6 != 0 {
 			t.Fatalf("%x: fields without meaning are set: %+v", frame, m)
 		}
@@ -353,14 +370,15 @@ func checkMeta(t testing.TB, frame []byte, m Meta) {
 		t.Fatalf("%x: Parse gives %v", frame, m.Reason)
 	}
 	v6 := m.Flags&V6 != 0
-	if m.L3 != ethLen || m.L4 < m.L3+ipv4Len || m.L4 > m.End || int(m.End) > len(frame) || v6 != (frame[12] == 0x86) || v6 == m.Dst.is4() {
+	if m.L3 != ethLen && m.L3 != ethLen+4 || m.L4 < m.L3+ipv4Len || length < 0 || int(m.End) > len(frame) ||
+		v6 != (frame[m.L3-2] == 0x86) || v6 == m.Dst.is4() {
 		t.Fatalf("%x: %+v", frame, m)
 	}
 }
 
 func TestMetaSize(t *testing.T) {
-	if s := reflect.TypeFor[Meta]().Size(); s > 64 {
-		t.Errorf("Meta has %d bytes: more than a cache line", s)
+	if s := reflect.TypeFor[Meta]().Size(); s > 40 {
+		t.Errorf("Meta has %d bytes, more than 40", s)
 	}
 	if s := reflect.TypeFor[Encap]().Size(); s > 72 {
 		t.Errorf("Encap has %d bytes, more than 72", s)
@@ -374,6 +392,13 @@ func TestNothingAllocates(t *testing.T) {
 		fromHex(t, eth4+ip4TCP),
 		fromHex(t, eth4+strings.Replace(ip4TCP, "6c c2", "6c c3", 1)+tcpSYN),
 		fromHex(t, "ff ff ff ff ff ff  02 00 00 00 00 01  08 06  00 01 08 00 06 04 00 01"),
+		fromHex(t, eth6+"60 00 00 00  00 24 3c 40"+ip6Addrs+"2c 00 01 04 00 00 00 00  06 00 00 00 00 00 00 07"+tcpSYN),
+	}
+	var fragments [][]byte
+	for _, v4 := range []bool{true, false} {
+		for _, word := range []uint16{1, 800} {
+			fragments = append(fragments, fragment(t, v4, ProtoUDP, word, fromHex(t, udp4+"00 00 00 00")))
+		}
 	}
 	encaps := testEncaps(t)
 	mem := make([]byte, 256)
@@ -390,6 +415,12 @@ func TestNothingAllocates(t *testing.T) {
 				copy(mem[64:], f)
 				encaps[i].encap.Apply(mem, 64, &m)
 			}
+		}
+		for _, f := range fragments {
+			Parse(f, &testKey, &m)
+			m.SetPorts(f, &testKey, 1, 2, ProtoUDP)
+			info := ReadFragment(f, &testKey, &m)
+			hash += info.Key
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations a run, want none", n)

@@ -31,23 +31,42 @@ type Link struct {
 	generic bool
 }
 
-// Attach puts the program on an interface with a socket map for the given number of receive queues (see [Queues]).
-// Until [Link.SetSocket] gives a queue its socket, packets to a VIP on that queue are dropped and counted.
+// AttachOptions say what the program on one interface is to do.
+type AttachOptions struct {
+	Queues int    // receive queues, each of which can have a socket (see [Queues])
+	VLAN   uint16 // 802.1Q tag of the frames to look at, 1 to 4094; 0: those with none, or with a priority only (id 0)
+	Frags  bool   // take frames of several buffers, as drivers make them of large MTUs (Linux 5.18)
+}
+
+// Attach puts the program on an interface. Until [Link.SetSocket] gives a queue its socket, packets to a VIP on that queue
+// are dropped and counted.
+//
+// With a VLAN, the NIC must leave tags in the frames: most take them off before XDP can see them. That offload is turned
+// off, and stays so after [Link.Close]: the stack does as well without, and some NICs lose the carrier when it changes.
+// Without a VLAN it is left alone; then a NIC that has it shows tagged frames as untagged ones.
 //
 // The program runs in the driver (native) or, if the driver refuses, in the stack (generic, several times slower), which
 // is logged as a warning and told by [Link.Generic]. If a program is attached already, Attach fails and names it; one of
 // our own name may belong to a process that has just died, and is waited for, up to a second.
-func (s *Steer) Attach(ifindex int, name string, queues int, log *slog.Logger) (*Link, error) {
-	if queues < 1 {
-		return nil, fmt.Errorf("attach XDP to %s: %d receive queues; at least 1 is needed", name, queues)
+func (s *Steer) Attach(ifindex int, name string, o AttachOptions, log *slog.Logger) (*Link, error) {
+	if o.Queues < 1 {
+		return nil, fmt.Errorf("attach XDP to %s: %d receive queues; at least 1 is needed", name, o.Queues)
+	}
+	if o.VLAN > maxVLAN {
+		return nil, fmt.Errorf("attach XDP to %s: VLAN %d; VLANs are 1 to %d", name, o.VLAN, maxVLAN)
 	}
 	dev, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		return nil, fmt.Errorf("attach XDP to %s (interface %d): %w", name, ifindex, err)
 	}
 
+	if o.VLAN != 0 {
+		if err := keepTags(dev.Attrs().Name, log); err != nil {
+			return nil, fmt.Errorf("attach XDP to %s for VLAN %d: %w", name, o.VLAN, err)
+		}
+	}
 	l := &Link{name: name}
-	if err := s.load(&l.objects, queues); err != nil {
+	if err := s.load(&l.objects, o); err != nil {
 		return nil, fmt.Errorf("load the steering program for %s: %w%s", name, err, privilegeHint(err))
 	}
 	if err := l.SetMAC(dev.Attrs().HardwareAddr); err != nil {
@@ -62,12 +81,16 @@ func (s *Steer) Attach(ifindex int, name string, queues int, log *slog.Logger) (
 }
 
 // load puts the program into the kernel, with a socket map of its own.
-func (s *Steer) load(objects *steerObjects, queues int) error {
+func (s *Steer) load(objects *steerObjects, o AttachOptions) error {
 	spec := s.spec.Copy()
-	spec.Maps[steerMapXsks].MaxEntries = uint32(queues)
-	return spec.LoadAndAssign(objects, &ebpf.CollectionOptions{
-		MapReplacements: map[string]*ebpf.Map{steerMapVips: s.vips, steerMapStats: s.stats},
-	})
+	spec.Maps[steerMapXsks].MaxEntries = uint32(o.Queues)
+	if err := spec.Variables[steerVarVlan].Set(o.VLAN); err != nil {
+		return err
+	}
+	if o.Frags {
+		spec.Programs[steerProgSluiceSteer].Flags |= unix.BPF_F_XDP_HAS_FRAGS
+	}
+	return spec.LoadAndAssign(objects, &ebpf.CollectionOptions{MapReplacements: s.maps})
 }
 
 // attach tries until the interface has our program, or the reason is one that waiting does not cure.

@@ -29,14 +29,14 @@ func TestMain(m *testing.M) {
 	if os.Getenv(ownerEnv) == "" {
 		os.Exit(m.Run())
 	}
-	s, err := New(1)
+	s, err := New(1, 1)
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
 	dev, err := net.InterfaceByName("eth0")
 	if err == nil {
-		_, err = s.Attach(dev.Index, dev.Name, 1, slog.New(slog.DiscardHandler))
+		_, err = s.Attach(dev.Index, dev.Name, AttachOptions{Queues: 1}, slog.New(slog.DiscardHandler))
 	}
 	if err != nil {
 		fmt.Println(err)
@@ -96,7 +96,7 @@ func newCable(t *testing.T, queues int) *cable {
 
 func newSteer(t *testing.T) *Steer {
 	t.Helper()
-	s, err := New(8)
+	s, err := New(8, 8)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func newSteer(t *testing.T) *Steer {
 // attach attaches to an interface of the node.
 func (c *cable) attach(s *Steer, index int, log io.Writer) (l *Link, err error) {
 	err = c.node.Do(func() error {
-		l, err = s.Attach(index, "eth0", 2, slog.New(slog.NewTextHandler(log, nil)))
+		l, err = s.Attach(index, "eth0", AttachOptions{Queues: 2}, slog.New(slog.NewTextHandler(log, nil)))
 		return err
 	})
 	return l, err
@@ -322,7 +322,7 @@ func TestForeignProgramIsNeverReplaced(t *testing.T) {
 			if id, name := c.program(t, c.index); id != before || name != "their_filter" {
 				t.Errorf("attached now: %d %q, before %d", id, name, before)
 			}
-			if now := openFDs(t); now != fds+2 { // the maps of the Steer
+			if now := openFDs(t); now != fds+len(sharedMaps) {
 				t.Errorf("%d open descriptors, %d before the refused attach", now, fds)
 			}
 		})
@@ -432,7 +432,7 @@ func TestVanishedInterface(t *testing.T) {
 	if _, err := c.attach(s, c.index, io.Discard); err == nil || !strings.Contains(err.Error(), "eth0") {
 		t.Errorf("attach to an interface that is gone: %v", err)
 	}
-	if _, err := s.Attach(1, "lo", 0, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := s.Attach(1, "lo", AttachOptions{}, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("no queues were accepted")
 	}
 	if now := openFDs(t); now != fds {

@@ -65,7 +65,8 @@ func TestRedirectedPacketsArrive(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			counted = Stats{now.ToVIPs - before.ToVIPs, now.Redirected - before.Redirected, now.NoSocket - before.NoSocket}
+			counted = Stats{ToVIPs: now.ToVIPs - before.ToVIPs, Redirected: now.Redirected - before.Redirected,
+				NoSocket: now.NoSocket - before.NoSocket}
 			for _, socket := range sockets {
 				if socket == nil {
 					continue

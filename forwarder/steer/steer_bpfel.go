@@ -21,19 +21,68 @@ type steerAddress struct {
 type steerCounters struct {
 	_          structs.HostLayout
 	ToVips     uint64
+	Replies    uint64
+	Loops      uint64
 	Redirected uint64
 	NoSocket   uint64
+}
+
+type steerPrefix struct {
+	_    structs.HostLayout
+	Bits uint32
+	Addr steerAddress
+}
+
+type steerReplyBlock struct {
+	_    structs.HostLayout
+	Bits [4]uint64
+}
+
+type steerReplyDatagram struct {
+	_     structs.HostLayout
+	Src   steerAddress
+	Dst   steerAddress
+	Id    uint32
+	Proto uint32
+}
+
+type steerReplyKey struct {
+	_     structs.HostLayout
+	Addr  steerAddress
+	Block uint16
+	Proto uint8
+	Zero  uint8
+}
+
+type steerReplySource struct {
+	_     structs.HostLayout
+	First uint16
+	Last  uint16
+	Gaps  uint32
+}
+
+type steerWatched struct {
+	_       structs.HostLayout
+	Replies uint8
+	Own     uint8
+	GuePort uint16
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	steerMapStats        = "stats"
-	steerMapVips         = "vips"
-	steerMapXsks         = "xsks"
-	steerProgSluiceSteer = "sluice_steer"
-	steerVarOwnMac       = "own_mac"
+	steerMapOwn            = "own"
+	steerMapReplyBlocks    = "reply_blocks"
+	steerMapReplyDatagrams = "reply_datagrams"
+	steerMapReplySources   = "reply_sources"
+	steerMapStats          = "stats"
+	steerMapVips           = "vips"
+	steerMapXsks           = "xsks"
+	steerProgSluiceSteer   = "sluice_steer"
+	steerVarOwnMac         = "own_mac"
+	steerVarVlan           = "vlan"
+	steerVarWatched        = "watched"
 )
 
 // loadSteer returns the embedded CollectionSpec for steer.
@@ -85,16 +134,22 @@ type steerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
-	Stats *ebpf.MapSpec `ebpf:"stats"`
-	Vips  *ebpf.MapSpec `ebpf:"vips"`
-	Xsks  *ebpf.MapSpec `ebpf:"xsks"`
+	Own            *ebpf.MapSpec `ebpf:"own"`
+	ReplyBlocks    *ebpf.MapSpec `ebpf:"reply_blocks"`
+	ReplyDatagrams *ebpf.MapSpec `ebpf:"reply_datagrams"`
+	ReplySources   *ebpf.MapSpec `ebpf:"reply_sources"`
+	Stats          *ebpf.MapSpec `ebpf:"stats"`
+	Vips           *ebpf.MapSpec `ebpf:"vips"`
+	Xsks           *ebpf.MapSpec `ebpf:"xsks"`
 }
 
 // steerVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
-	OwnMac *ebpf.VariableSpec `ebpf:"own_mac"`
+	OwnMac  *ebpf.VariableSpec `ebpf:"own_mac"`
+	Vlan    *ebpf.VariableSpec `ebpf:"vlan"`
+	Watched *ebpf.VariableSpec `ebpf:"watched"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -117,13 +172,21 @@ func (o *steerObjects) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
-	Stats *ebpf.Map `ebpf:"stats"`
-	Vips  *ebpf.Map `ebpf:"vips"`
-	Xsks  *ebpf.Map `ebpf:"xsks"`
+	Own            *ebpf.Map `ebpf:"own"`
+	ReplyBlocks    *ebpf.Map `ebpf:"reply_blocks"`
+	ReplyDatagrams *ebpf.Map `ebpf:"reply_datagrams"`
+	ReplySources   *ebpf.Map `ebpf:"reply_sources"`
+	Stats          *ebpf.Map `ebpf:"stats"`
+	Vips           *ebpf.Map `ebpf:"vips"`
+	Xsks           *ebpf.Map `ebpf:"xsks"`
 }
 
 func (m *steerMaps) Close() error {
 	return _SteerClose(
+		m.Own,
+		m.ReplyBlocks,
+		m.ReplyDatagrams,
+		m.ReplySources,
 		m.Stats,
 		m.Vips,
 		m.Xsks,
@@ -134,7 +197,9 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
-	OwnMac *ebpf.Variable `ebpf:"own_mac"`
+	OwnMac  *ebpf.Variable `ebpf:"own_mac"`
+	Vlan    *ebpf.Variable `ebpf:"vlan"`
+	Watched *ebpf.Variable `ebpf:"watched"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.

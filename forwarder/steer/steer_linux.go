@@ -8,101 +8,178 @@ import (
 	"sync"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
-// Steer is what the programs on all interfaces share: the set of VIPs, and the counters.
+// sharedData is the section of the global variables that all interfaces have in common.
+const sharedData = ".data.shared"
+
+// sharedMaps are what the programs on all interfaces have in common.
+var sharedMaps = []string{
+	steerMapVips, steerMapOwn, steerMapReplySources, steerMapReplyBlocks, steerMapReplyDatagrams, steerMapStats, sharedData,
+}
+
+// Steer is what the programs on all interfaces share: the set of VIPs, the sources of replies, the node's own addresses,
+// and the counters.
 type Steer struct {
-	spec  *ebpf.CollectionSpec // the program, with vips sized; copied for each interface
-	vips  *ebpf.Map
-	stats *ebpf.Map
+	spec *ebpf.CollectionSpec // the program, with its shared maps sized; copied for each interface
+	maps map[string]*ebpf.Map // the shared ones
 
-	mu  sync.Mutex
-	set map[netip.Addr]struct{} // what vips holds; under mu
+	mu      sync.Mutex // over what follows, and what writes the maps
+	watched steerWatched
+	vips    mirror[netip.Addr, uint8]
+	own     mirror[netip.Prefix, uint8]
+	sources mirror[endpoint, steerReplySource]
+	blocks  mirror[portBlock, steerReplyBlock]
 }
 
-// Stats is what the programs counted on all interfaces since New. ToVIPs = Redirected + NoSocket.
+// Stats is what the programs counted on all interfaces since New. ToVIPs + Replies = Redirected + NoSocket + Loops.
 type Stats struct {
-	ToVIPs     uint64 // packets whose destination is a VIP
-	Redirected uint64 // of these, given to an AF_XDP socket
-	NoSocket   uint64 // of these, dropped because their queue has no socket
+	// Packets whose destination is a VIP. A packet in a loop, which has the VIP as destination inside its outer headers,
+	// is one of them.
+	ToVIPs     uint64
+	Replies    uint64 // packets that NAT backends sent, and ICMP errors about what was sent to them
+	Loops      uint64 // packets that went round in circles, dropped
+	Redirected uint64 // packets given to an AF_XDP socket
+	NoSocket   uint64 // packets dropped because their queue has no socket
 }
 
-// New makes the shared maps, with room for maxVIPs addresses. No frame is touched before [Steer.Attach].
-func New(maxVIPs int) (_ *Steer, err error) {
-	if maxVIPs < 1 {
-		return nil, fmt.Errorf("new steer: room for %d VIPs; at least 1 is needed", maxVIPs)
+// New makes the shared maps, with room for maxVIPs addresses and for maxReplies pairs of address and protocol from which
+// replies come (see [Steer.SetReplies]). No frame is touched before [Steer.Attach].
+func New(maxVIPs, maxReplies int) (_ *Steer, err error) {
+	if maxVIPs < 1 || maxReplies < 1 {
+		return nil, fmt.Errorf("new steer: room for %d VIPs and %d sources of replies; at least 1 of each is needed",
+			maxVIPs, maxReplies)
 	}
 	spec, err := loadSteer()
 	if err != nil {
 		return nil, fmt.Errorf("read the steering program: %w", err)
 	}
 	spec.Maps[steerMapVips].MaxEntries = uint32(maxVIPs)
+	spec.Maps[steerMapReplySources].MaxEntries = uint32(maxReplies)
+	// While the set changes, old and new blocks are there together.
+	spec.Maps[steerMapReplyBlocks].MaxEntries = uint32(2 * maxReplies)
 
-	s := &Steer{spec: spec, set: make(map[netip.Addr]struct{})}
-	if s.vips, err = ebpf.NewMap(spec.Maps[steerMapVips]); err != nil {
-		return nil, fmt.Errorf("make the map of %d VIPs: %w%s", maxVIPs, err, privilegeHint(err))
+	// Loading the program would ask for that by itself, and refuse a map without.
+	spec.Maps[sharedData].Flags |= unix.BPF_F_MMAPABLE
+
+	s := &Steer{spec: spec, maps: make(map[string]*ebpf.Map)}
+	for _, name := range sharedMaps {
+		if s.maps[name], err = ebpf.NewMap(spec.Maps[name]); err != nil {
+			delete(s.maps, name)
+			s.Close()
+			return nil, fmt.Errorf("make the map %s of %d elements: %w%s",
+				name, spec.Maps[name].MaxEntries, err, privilegeHint(err))
+		}
 	}
-	if s.stats, err = ebpf.NewMap(spec.Maps[steerMapStats]); err != nil {
-		s.vips.Close()
-		return nil, fmt.Errorf("make the map of counters: %w%s", err, privilegeHint(err))
-	}
+	s.vips = newMirror[netip.Addr, uint8](s.maps[steerMapVips], "VIP", func(a netip.Addr) any { return addressOf(a) })
+	s.own = newMirror[netip.Prefix, uint8](s.maps[steerMapOwn], "own prefix", prefixKey)
+	s.sources = newMirror[endpoint, steerReplySource](s.maps[steerMapReplySources], "source of replies", endpoint.key)
+	s.blocks = newMirror[portBlock, steerReplyBlock](s.maps[steerMapReplyBlocks], "reply ports", portBlock.key)
+	s.blocks.room = maxReplies
 	return s, nil
 }
 
 // Close lets go of the shared maps. Links stay attached, with the VIPs they have, until they are closed themselves.
-func (s *Steer) Close() error {
-	return errors.Join(s.vips.Close(), s.stats.Close())
+func (s *Steer) Close() (err error) {
+	for _, m := range s.maps {
+		err = errors.Join(err, m.Close())
+	}
+	return err
 }
 
 // SetVIPs makes the set of VIPs exactly addrs, in any order; doubles count once. Only the difference is written: packets
 // to an address that was in the set and stays are steered throughout. Either everything is applied, or an error says
 // which address was not; then calling it again with the same addresses does the rest.
 func (s *Steer) SetVIPs(addrs []netip.Addr) error {
-	want := make(map[netip.Addr]struct{}, len(addrs))
+	want := make(map[netip.Addr]uint8, len(addrs))
 	for _, a := range addrs {
-		if !a.IsValid() || a.Zone() != "" || a.Is4In6() {
+		if !plain(a) {
 			return fmt.Errorf("set VIPs: %q is not a plain IPv4 or IPv6 address", a)
 		}
-		want[a] = struct{}{}
+		want[a] = 0
 	}
-	if room := int(s.vips.MaxEntries()); len(want) > room {
-		return fmt.Errorf("set VIPs: %d addresses, but room for %d", len(want), room)
-	}
-
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.vips.fits(want); err != nil {
+		return fmt.Errorf("set VIPs: %w", err)
+	}
 	// Removes come first, so that the new set fits whenever it is small enough.
-	for a := range s.set {
-		if _, stays := want[a]; stays {
-			continue
-		}
-		if err := s.vips.Delete(a.As16()); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("remove VIP %s: %w", a, err)
-		}
-		delete(s.set, a)
+	if err := s.vips.remove(want); err != nil {
+		return err
 	}
-	for a := range want {
-		if _, there := s.set[a]; there {
-			continue
+	return s.vips.put(want)
+}
+
+// SetLoops says what the node's own addresses are: those that it has, and those that it uses as the source of outer
+// headers. A packet to a VIP that is found inside IPIP, or inside GUE to UDP port guePort (variant 1; 0: none), in a packet
+// from or to one of them is dropped and counted. Any other tunnelled packet is left to the stack, and so is a reply to one
+// of them: what a NAT backend says to the node itself answers a health probe of the node.
+//
+// Like [Steer.SetVIPs] it writes only the difference, and can be called again after an error.
+func (s *Steer) SetLoops(own []netip.Prefix, guePort uint16) error {
+	want := make(map[netip.Prefix]uint8, len(own))
+	for _, p := range own {
+		if !p.IsValid() || !plain(p.Addr()) {
+			return fmt.Errorf("set own addresses: %q is not a plain IPv4 or IPv6 prefix", p)
 		}
-		if err := s.vips.Put(a.As16(), uint8(0)); err != nil {
-			return fmt.Errorf("add VIP %s: %w", a, err)
-		}
-		s.set[a] = struct{}{}
+		want[p.Masked()] = 0
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.own.fits(want); err != nil {
+		return fmt.Errorf("set own addresses: %w", err)
+	}
+	if err := s.own.remove(want); err != nil {
+		return err
+	}
+	if err := s.own.put(want); err != nil {
+		return err
+	}
+	watched := s.watched
+	watched.Own, watched.GuePort = flag(len(want) > 0), guePort
+	return s.watch(watched)
+}
+
+func prefixKey(p netip.Prefix) any {
+	key := steerPrefix{Bits: uint32(p.Bits()), Addr: addressOf(p.Addr())}
+	if p.Addr().Is4() {
+		key.Bits += 96 // v4-mapped
+	}
+	return key
+}
+
+// watch tells the programs what to look for beyond VIPs. The caller holds mu.
+func (s *Steer) watch(w steerWatched) error {
+	if w == s.watched {
+		return nil
+	}
+	if err := s.maps[sharedData].Put(uint32(0), w); err != nil {
+		return fmt.Errorf("tell the steering programs what to look for: %w", err)
+	}
+	s.watched = w
 	return nil
 }
 
-// Stats sums the counters of all CPUs. They only grow. While frames arrive the three may be of slightly different
-// instants; at rest they balance.
+func flag(on bool) uint8 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// Stats sums the counters of all CPUs. They only grow. While frames arrive they may be of slightly different instants;
+// at rest they balance.
 func (s *Steer) Stats() (Stats, error) {
 	var perCPU []steerCounters
-	if err := s.stats.Lookup(uint32(0), &perCPU); err != nil {
+	if err := s.maps[steerMapStats].Lookup(uint32(0), &perCPU); err != nil {
 		return Stats{}, fmt.Errorf("read the steering counters: %w", err)
 	}
 	var sum Stats
 	for _, c := range perCPU {
 		sum.ToVIPs += c.ToVips
+		sum.Replies += c.Replies
+		sum.Loops += c.Loops
 		sum.Redirected += c.Redirected
 		sum.NoSocket += c.NoSocket
 	}

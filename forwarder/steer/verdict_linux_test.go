@@ -40,14 +40,19 @@ type rig struct {
 
 func newRig(t *testing.T, maxVIPs int, vips ...netip.Addr) *rig {
 	t.Helper()
+	return newSizedRig(t, maxVIPs, 1, AttachOptions{Queues: 1}, vips...)
+}
+
+func newSizedRig(t testing.TB, maxVIPs, maxReplies int, o AttachOptions, vips ...netip.Addr) *rig {
+	t.Helper()
 	testenv.RequireRoot(t)
-	s, err := New(maxVIPs)
+	s, err := New(maxVIPs, maxReplies)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
 	r := &rig{Steer: s, link: Link{name: "test"}}
-	if err := s.load(&r.link.objects, 1); err != nil {
+	if err := s.load(&r.link.objects, o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.link.objects.Close() })
@@ -405,7 +410,9 @@ func TestVIPThatStaysIsNeverMissed(t *testing.T) {
 }
 
 func TestNewRefusesNonsense(t *testing.T) {
-	if _, err := New(0); err == nil {
-		t.Error("room for no VIPs was accepted")
+	for _, room := range [][2]int{{0, 1}, {1, 0}, {-1, 1}} {
+		if _, err := New(room[0], room[1]); err == nil {
+			t.Errorf("room for %d VIPs and %d sources of replies was accepted", room[0], room[1])
+		}
 	}
 }

@@ -9,14 +9,16 @@ import (
 
 // BenchmarkSwap is the least that a worker can do: receive a batch, swap the MAC addresses, transmit.
 func BenchmarkSwap(b *testing.B) {
-	b.Run("1k-burst", func(b *testing.B) { benchmarkWorker(b, 1024, swap) })
-	b.Run("8k-burst", func(b *testing.B) { benchmarkWorker(b, 8192, swap) })
+	b.Run("1k-burst", func(b *testing.B) { benchmarkWorker(b, 1024, false, swap) })
+	b.Run("8k-burst", func(b *testing.B) { benchmarkWorker(b, 8192, false, swap) })
 }
 
 // BenchmarkForward does not even look at the frames: what is left is the price of the rings.
 func BenchmarkForward(b *testing.B) {
-	b.Run("1k-burst", func(b *testing.B) { benchmarkWorker(b, 1024, func([]byte, []Desc) {}) })
-	b.Run("8k-burst", func(b *testing.B) { benchmarkWorker(b, 8192, func([]byte, []Desc) {}) })
+	nothing := func([]byte, []Desc) {}
+	b.Run("1k-burst", func(b *testing.B) { benchmarkWorker(b, 1024, false, nothing) })
+	b.Run("8k-burst", func(b *testing.B) { benchmarkWorker(b, 8192, false, nothing) })
+	b.Run("1k-burst-multi-buffer", func(b *testing.B) { benchmarkWorker(b, 1024, true, nothing) })
 }
 
 func swap(memory []byte, batch []Desc) {
@@ -32,9 +34,9 @@ func swap(memory []byte, batch []Desc) {
 
 // benchmarkWorker times a worker on a memory NIC. Generator and sink run on the same thread between the timed bursts.
 // best-ns/packet is that of the fastest burst: on a shared machine the average tells more about the neighbours.
-func benchmarkWorker(b *testing.B, burst int, work func(memory []byte, batch []Desc)) {
+func benchmarkWorker(b *testing.B, burst int, multiBuffer bool, work func(memory []byte, batch []Desc)) {
 	n, err := NewMemoryNIC(Options{
-		Frames: 2 * burst, FillSize: burst, RXSize: burst, TXSize: burst, CompletionSize: burst,
+		Frames: 2 * burst, FillSize: burst, RXSize: burst, TXSize: burst, CompletionSize: burst, MultiBuffer: multiBuffer,
 	}, 1)
 	if err != nil {
 		b.Fatal(err)

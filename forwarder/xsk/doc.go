@@ -31,6 +31,12 @@
 // descriptors that were taken) or [Socket.Recycle], with Addr anywhere inside the same chunk, and must not touch it
 // afterwards. Nothing checks that each frame is given back once, except under Options.Audit, for tests.
 //
+// # Packets in several frames
+//
+// Where the MTU is above what one frame holds ([Options.MaxFrame]), Options.MultiBuffer lets a packet lie in several: all
+// their descriptors but the last say [Continued]. Receive and Transmit never split such a packet, and it shares its fate:
+// all of it is taken, or none.
+//
 // # Without a kernel
 //
 // A [MemoryNIC] is the kernel's side of the same rings in ordinary memory, driven by a test or a benchmark. What runs

@@ -34,12 +34,17 @@ const (
 	callSocket   = "socket AF_XDP"
 	callRegister = "setsockopt XDP_UMEM_REG"
 	callBind     = "bind"
+
+	// callMultiBuffer is bind on a kernel that does not know Options.MultiBuffer.
+	callMultiBuffer = "bind with XDP_USE_SG"
 )
 
 // explain adds the likely cause to a failed call of Open.
 func explain(call string, cause error, o *Options, queue int, mode Mode) error {
 	e := &callError{call: call, cause: cause}
 	is := func(errno unix.Errno) bool { return errors.Is(cause, errno) }
+	const linkHeader = 14 + 4 // Ethernet with a VLAN tag
+	lowerMTU := fmt.Sprintf("lower the MTU to at most %d, with which no packet needs several frames", o.MaxFrame()-linkHeader)
 	switch {
 	case call == callSocket && is(unix.EPERM):
 		e.hint = "run as root or with CAP_NET_RAW"
@@ -56,6 +61,10 @@ func explain(call string, cause error, o *Options, queue int, mode Mode) error {
 		e.hint = "there is no such interface in this network namespace"
 	case call == callBind && is(unix.EBUSY):
 		e.hint = "another AF_XDP socket is bound to this queue, of this or another program"
+	case call == callMultiBuffer:
+		e.hint = "the kernel has no packets in several frames: use Linux 6.6 or later, or " + lowerMTU
+	case call == callBind && is(unix.EOPNOTSUPP) && mode == ZeroCopy && o.MultiBuffer:
+		e.hint = "the driver has no zero-copy, or none for packets in several frames: use mode auto or copy, or " + lowerMTU
 	case call == callBind && is(unix.EOPNOTSUPP):
 		e.hint = "the driver has no zero-copy: use mode auto or copy"
 		if mode == Copy {

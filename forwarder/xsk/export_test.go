@@ -12,6 +12,9 @@ type FailingSystem struct {
 	At    int   // the call that fails, counted from 1; 0: none
 	Errno error // with what
 	Calls []string
+
+	NoMultiBuffer bool // as a kernel before 6.6
+
 	opens int
 }
 
@@ -76,6 +79,9 @@ func (f *FailingSystem) mapRings(fd int, o *Options) (*mappedRings, error) {
 func (f *FailingSystem) bind(fd int, address *unix.SockaddrXDP) error {
 	if f.fails("bind") {
 		return f.Errno
+	}
+	if f.NoMultiBuffer && address.Flags&unix.XDP_USE_SG != 0 {
+		return unix.EINVAL
 	}
 	return f.linux.bind(fd, address)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/forwarder/xsk"
 	"github.com/sluice-lb/sluice/testenv"
@@ -40,6 +41,7 @@ type rig struct {
 	lb, peer *testenv.Namespace
 	umem     *xsk.Umem
 	alone    bool // sockets are opened with a registration of their own
+	frags    bool // programs are loaded for packets in fragments
 }
 
 func newRig(t *testing.T) *rig { return newRigWith(t, kernelOptions) }
@@ -96,8 +98,12 @@ func (r *rig) redirect(name string) *ebpf.Map {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	flags := uint32(0)
+	if r.frags {
+		flags = unix.BPF_F_XDP_HAS_FRAGS
+	}
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.XDP, License: "Apache-2.0",
+		Type: ebpf.XDP, License: "Apache-2.0", Flags: flags,
 		Instructions: asm.Instructions{
 			asm.LoadMem(asm.R2, asm.R1, 16, asm.Word), // xdp_md.rx_queue_index
 			asm.LoadMapPtr(asm.R1, m.FD()),

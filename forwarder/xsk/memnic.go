@@ -34,15 +34,12 @@ type Faults struct {
 	NeedWakeup          bool // the NIC asks to be woken, and does not look at a ring before it is; always so in copy mode
 
 	// WakeError is the answer to every wakeup, instead of what it asks for. With EBUSY in copy mode, each wakeup drops
-	// and completes one frame, as the kernel does.
+	// and completes one packet, as the kernel does.
 	WakeError unix.Errno
 
 	// Gone lets the interface vanish: wakeups are answered ENXIO and nothing moves any more.
 	Gone bool
 }
-
-// copyBudget is how many frames one sendto sends in copy mode (TX_BATCH_SIZE in net/xdp/xsk.c).
-const copyBudget = 32
 
 // memoryQueue is one queue: the other ends of the four rings of the socket opened last.
 type memoryQueue struct {
@@ -66,6 +63,7 @@ type memoryQueue struct {
 	txFlags    *uint32
 	txAwake    bool
 	withheld   []uint64 // sent, not completed
+	joined     []byte   // the bytes of a packet in several frames
 	wire       [][]byte // sent in copy mode, not collected
 	copies     bool     // copy mode
 	txInvalid  uint64
@@ -132,7 +130,7 @@ func (n *MemoryNIC) Open(queue int, mode Mode) (*Socket, error) {
 	}
 	s := &Socket{
 		umem: u, number: number, mode: mode, busyPoll: u.options.BusyPoll,
-		name: "memory", ifindex: 1, queue: queue, fd: -1, kernel: q,
+		multiBuffer: u.options.MultiBuffer, name: "memory", ifindex: 1, queue: queue, fd: -1, kernel: q,
 	}
 
 	q.rxMu.Lock()
@@ -230,8 +228,8 @@ func (n *MemoryNIC) ring() {
 	}
 }
 
-// Deliver copies a frame from the wire into a frame of the fill ring and puts it into the RX ring. False means that it
-// was dropped, and counted in Socket.Stats.
+// Deliver copies a frame from the wire into a frame of the fill ring, or with Options.MultiBuffer into as many as it takes,
+// and puts it into the RX ring. False means that it was dropped, and counted in Socket.Stats.
 func (n *MemoryNIC) Deliver(queue int, frame []byte) bool {
 	return n.DeliverBatch(queue, [][]byte{frame}) == 1
 }
@@ -242,21 +240,40 @@ func (n *MemoryNIC) DeliverBatch(queue int, frames [][]byte) int {
 	q := n.queues[queue]
 	q.rxMu.Lock()
 	defer q.rxMu.Unlock()
-	room := q.room(len(frames))
-	memory, headroom := n.umem.memory, uint64(kernelHeadroom+n.umem.options.Headroom)
-	done := uint32(0)
-	for _, frame := range frames[:room] {
-		if len(frame) > ChunkSize-int(headroom) {
+	o := &n.umem.options
+	memory, headroom, longest := n.umem.memory, uint64(kernelHeadroom+o.Headroom), o.MaxFrame()
+	parts := func(frame []byte) int {
+		if !o.MultiBuffer {
+			return 1
+		}
+		return max(1, (len(frame)+longest-1)/longest)
+	}
+	want := 0
+	for _, frame := range frames {
+		want += parts(frame)
+	}
+	room, done, delivered := q.room(want), uint32(0), 0
+	for _, frame := range frames {
+		if room -= parts(frame); room < 0 {
+			break
+		}
+		if len(frame) > longest && !o.MultiBuffer {
 			q.rxDropped++
 			continue
 		}
-		addr := *q.fill.slot(done)&^(ChunkSize-1) + headroom
-		copy(memory[addr:], frame)
-		*q.rx.slot(done) = Desc{Addr: addr, Len: uint32(len(frame))}
-		done++
+		for more := true; more; done++ {
+			addr := *q.fill.slot(done)&^(ChunkSize-1) + headroom
+			d := Desc{Addr: addr, Len: uint32(copy(memory[addr:addr+uint64(longest)], frame))}
+			frame = frame[d.Len:]
+			if more = len(frame) > 0; more {
+				d.Options = Continued
+			}
+			*q.rx.slot(done) = d
+		}
+		delivered++
 	}
 	q.hand(done)
-	return int(done)
+	return delivered
 }
 
 // Post puts count frames of the given length into the RX ring without writing them: their content is what the chunks
@@ -315,112 +332,6 @@ func (q *memoryQueue) hand(n uint32) {
 	q.fill.release(n)
 	q.rx.submit(n)
 	q.nic.ring()
-}
-
-// Collect sends what is in the TX ring: it calls f, if not nil, with each frame, whose bytes are valid during the call
-// only, and completes it. It returns the number of frames.
-func (n *MemoryNIC) Collect(queue int, f func(frame []byte)) int {
-	q := n.queues[queue]
-	q.txMu.Lock()
-	defer q.txMu.Unlock()
-	faults := q.faults.Load()
-	if q.copies {
-		if !faults.CompletionsWithheld {
-			q.complete()
-		}
-		wire := q.wire
-		q.wire = nil
-		for _, frame := range wire {
-			if f != nil {
-				f(frame)
-			}
-		}
-		return len(wire)
-	}
-	if faults.Gone || faults.TXStuck || faults.NeedWakeup && !q.txAwake {
-		return 0
-	}
-	sent := q.transmit(^uint32(0), f)
-	if faults.NeedWakeup {
-		q.txAwake = false
-		atomic.StoreUint32(q.txFlags, ringNeedWakeup)
-	}
-	return sent
-}
-
-// transmit takes at most limit frames out of the TX ring and completes them, unless the completions are withheld. As in
-// the kernel, a bad descriptor is dropped and never completed, and nothing is sent without room for its completion.
-func (q *memoryQueue) transmit(limit uint32, f func(frame []byte)) int {
-	withhold := q.faults.Load().CompletionsWithheld
-	if !withhold {
-		q.complete()
-	}
-	room := q.completion.reserve(^uint32(0)) - uint32(len(q.withheld))
-	n := min(q.tx.peek(limit), room)
-	memory, done := q.nic.umem.memory, uint32(0)
-	for i := range n {
-		d := *q.tx.slot(i)
-		if d.Len == 0 || d.Addr%ChunkSize+uint64(d.Len) > ChunkSize || d.Addr >= uint64(len(memory)) || d.Options != 0 {
-			q.txInvalid++
-			continue
-		}
-		if f != nil {
-			f(memory[d.Addr : d.Addr+uint64(d.Len)])
-		}
-		if withhold {
-			q.withheld = append(q.withheld, d.Addr)
-		} else {
-			*q.completion.slot(done) = d.Addr
-		}
-		done++
-	}
-	if n > 0 {
-		q.tx.release(n)
-	}
-	if done > 0 && !withhold {
-		q.completion.submit(done)
-	}
-	return int(done)
-}
-
-// complete lets go of what was withheld.
-func (q *memoryQueue) complete() {
-	n := q.completion.reserve(uint32(len(q.withheld)))
-	for i := range n {
-		*q.completion.slot(i) = q.withheld[i]
-	}
-	if n > 0 {
-		q.completion.submit(n)
-		q.withheld = q.withheld[n:]
-	}
-}
-
-// send is the kernel's sendto on the socket.
-func (q *memoryQueue) send() error {
-	q.txMu.Lock()
-	defer q.txMu.Unlock()
-	f := q.faults.Load()
-	switch {
-	case f.Gone:
-		return unix.ENXIO
-	case f.WakeError == unix.EBUSY && q.copies:
-		q.transmit(1, nil)
-		return unix.EBUSY
-	case f.WakeError != 0:
-		return f.WakeError
-	case q.copies:
-		if f.TXStuck {
-			return unix.EAGAIN
-		}
-		q.transmit(copyBudget, func(frame []byte) { q.wire = append(q.wire, append([]byte(nil), frame...)) })
-		if q.tx.peek(1) > 0 {
-			return unix.EAGAIN
-		}
-	default:
-		q.txAwake = true
-		atomic.StoreUint32(q.txFlags, 0)
-	}
-	return nil
 }
 
 // receive is the kernel's recvfrom on the socket.

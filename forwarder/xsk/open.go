@@ -159,7 +159,7 @@ func (u *Umem) openMode(ifname string, ifindex, queue int, mode Mode, lender *So
 
 	s := &Socket{
 		umem: u, number: number, mode: mode, busyPoll: o.BusyPoll,
-		name: ifname, ifindex: ifindex, queue: queue, fd: fd,
+		multiBuffer: o.MultiBuffer, name: ifname, ifindex: ifindex, queue: queue, fd: fd,
 	}
 	s.attach(rings.set)
 	// Some drivers want the fill ring full before bind, or leak what they could not get.
@@ -174,12 +174,20 @@ func (u *Umem) openMode(ifname string, ifindex, queue int, mode Mode, lender *So
 	default:
 		address.Flags = unix.XDP_COPY | unix.XDP_USE_NEED_WAKEUP
 	}
+	if o.MultiBuffer && lender == nil {
+		address.Flags |= unix.XDP_USE_SG
+	}
 	for deadline := time.Now().Add(busyTime); ; {
 		err = sys.bind(fd, address)
 		if err != unix.EBUSY || time.Now().After(deadline) {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+	if err == unix.EINVAL && address.Flags&unix.XDP_USE_SG != 0 &&
+		sys.bind(fd, &unix.SockaddrXDP{Flags: unix.XDP_USE_SG}) == unix.EINVAL {
+		// A kernel that knows the flag would have gone on, and found that there is no interface 0.
+		return failed(callMultiBuffer, err)
 	}
 	if err != nil {
 		return failed(callBind, err)

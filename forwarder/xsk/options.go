@@ -69,6 +69,11 @@ type Options struct {
 	// interrupts. Wake then makes a system call each time.
 	BusyPoll bool
 
+	// MultiBuffer lets packets be longer than a frame: they come and go in several, see Continued. Without it longer ones
+	// are dropped; MaxFrame tells from which length on it is needed. It takes Linux 6.6, for zero-copy a driver that can
+	// do it too, and an XDP program that was loaded for fragments (section xdp.frags).
+	MultiBuffer bool
+
 	// Audit keeps track of each frame that the worker holds: Transmit and Recycle panic when given a frame that it does
 	// not hold, and Umem.Audit sees frames that two parts of the program hold at once. It is for tests; it costs some
 	// nanoseconds a packet.
@@ -99,6 +104,13 @@ func (o Options) FramesFor(sockets int) int {
 	return sockets * (o.FillSize + o.TXSize)
 }
 
+// MaxFrame returns the length of the longest packet in bytes, with its link header, that is received without MultiBuffer,
+// and in one frame with it: xsk_pool_get_rx_frame_size in include/net/xdp_sock_drv.h. In zero-copy mode the driver's limit
+// may be a little lower.
+func (o Options) MaxFrame() int {
+	return ChunkSize - kernelHeadroom - o.withDefaults().Headroom
+}
+
 // validate checks options that have their defaults.
 func (o *Options) validate() error {
 	for _, f := range []struct {
@@ -108,6 +120,10 @@ func (o *Options) validate() error {
 		if f.v < 1 || f.v > 1<<20 || bits.OnesCount(uint(f.v)) != 1 {
 			return fmt.Errorf("umem options: %s is %d: must be a power of two, at most %d", f.name, f.v, 1<<20)
 		}
+	}
+	if o.MultiBuffer && min(o.RXSize, o.TXSize) < maxParts {
+		return fmt.Errorf("umem options: RXSize is %d, TXSize %d: with MultiBuffer a packet of %d frames must have room; "+
+			"make both at least 32", o.RXSize, o.TXSize, maxParts)
 	}
 	if o.FillSize < o.RXSize {
 		return fmt.Errorf("umem options: FillSize is %d, below RXSize %d: the RX ring could never be full; "+

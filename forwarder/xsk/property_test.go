@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,9 +18,21 @@ import (
 // These tests do at random what a worker and a NIC can do, misbehaving included, and check after every some operations
 // that each frame is in exactly one place, and for each frame that leaves that it came in, once, and is what came in.
 
+// frameLength is that of the frame with a number. With several buffers most are long, and some longer than the kernel sends
+// or the worker's batch has room for.
+func frameLength(number uint64, multiBuffer bool) int {
+	switch {
+	case !multiBuffer || number%4 == 0:
+		return 16 + int(number*7%1500)
+	case number%41 == 0:
+		return 60_000 + int(number*131%40_000) // up to 27 frames
+	}
+	return 16 + int(number*7919%16_000)
+}
+
 // writeFrame makes the frame with a number: its length and every byte follow from it.
-func writeFrame(number uint64) []byte {
-	f := make([]byte, 16+number*7%1500)
+func writeFrame(number uint64, multiBuffer bool) []byte {
+	f := make([]byte, frameLength(number, multiBuffer))
 	binary.BigEndian.PutUint64(f, number)
 	for i := 8; i < len(f); i++ {
 		f[i] = byte(number) + byte(i)
@@ -28,12 +41,12 @@ func writeFrame(number uint64) []byte {
 }
 
 // readFrame returns the number of a frame, if it is whole.
-func readFrame(f []byte) (uint64, error) {
+func readFrame(f []byte, multiBuffer bool) (uint64, error) {
 	if len(f) < 16 {
 		return 0, fmt.Errorf("frame of %d bytes", len(f))
 	}
 	number := binary.BigEndian.Uint64(f)
-	if len(f) != 16+int(number*7%1500) {
+	if len(f) != frameLength(number, multiBuffer) {
 		return 0, fmt.Errorf("frame %d has %d bytes", number, len(f))
 	}
 	for i := 8; i < len(f); i++ {
@@ -46,6 +59,8 @@ func readFrame(f []byte) (uint64, error) {
 
 // wire is what two sides know of the frames that went in and came out.
 type wire struct {
+	multiBuffer bool
+
 	mu   sync.Mutex
 	next uint64
 	seen map[uint64]bool
@@ -56,7 +71,7 @@ func (w *wire) deliver(n *MemoryNIC, queue, count int) {
 	w.mu.Lock()
 	var frames [][]byte
 	for range count {
-		frames = append(frames, writeFrame(w.next))
+		frames = append(frames, writeFrame(w.next, w.multiBuffer))
 		w.next++
 	}
 	w.mu.Unlock()
@@ -67,7 +82,7 @@ func (w *wire) collect(n *MemoryNIC, queue int) {
 	n.Collect(queue, func(f []byte) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		number, err := readFrame(f)
+		number, err := readFrame(f, w.multiBuffer)
 		if err == nil && number >= w.next {
 			err = fmt.Errorf("frame %d never came in", number)
 		}
@@ -79,6 +94,13 @@ func (w *wire) collect(n *MemoryNIC, queue int) {
 		}
 		w.seen[number] = true
 	})
+}
+
+// left returns how many frames left.
+func (w *wire) left() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.seen)
 }
 
 func (w *wire) check(t *testing.T) {
@@ -110,7 +132,32 @@ type worker struct {
 	from    []*Socket // of held
 	batch   [24]Desc
 
-	reopened int
+	reopened           int
+	discarded, invalid uint64 // counted by closed sockets
+}
+
+// packets returns how many of the held descriptors make up some whole packets, the first ones.
+func (w *worker) packets() int { return wholePackets(w.held[:w.r.IntN(len(w.held)+1)]) }
+
+// firstPacket returns how many descriptors the first packet has.
+func (w *worker) firstPacket() int {
+	for i, d := range w.held {
+		if d.Options == 0 {
+			return i + 1
+		}
+	}
+	return 0
+}
+
+// drop forgets the first n of the held descriptors.
+func (w *worker) drop(n int) { w.held, w.from = w.held[n:], w.from[n:] }
+
+// account adds what the sockets counted that nobody would expect of a good worker.
+func (w *worker) account(sockets ...*Socket) {
+	for _, s := range sockets {
+		w.discarded += s.counts.Discarded
+		w.invalid += s.counts.Invalid
+	}
 }
 
 func (w *worker) step(t *testing.T) {
@@ -119,38 +166,51 @@ func (w *worker) step(t *testing.T) {
 	switch op := w.r.IntN(1000); {
 	case op < 350:
 		got := s.Receive(w.batch[:w.r.IntN(len(w.batch)+1)])
+		if wholePackets(w.batch[:got]) != got {
+			t.Fatal("Receive split a packet")
+		}
 		for _, d := range w.batch[:got] {
 			w.held, w.from = append(w.held, d), append(w.from, s)
 		}
 	case op < 700 && len(w.held) > 0:
-		k := w.r.IntN(len(w.held) + 1)
-		if taken := s.Transmit(w.held[:k]); taken > k {
+		k := w.packets()
+		if taken := s.Transmit(w.held[:k]); taken > k || wholePackets(w.held[:taken]) != taken {
 			t.Fatalf("Transmit took %d of %d", taken, k)
 		} else {
-			w.held, w.from = w.held[taken:], w.from[taken:]
+			w.drop(taken)
 		}
 	case op < 760 && len(w.held) > 0:
-		k := w.r.IntN(len(w.held) + 1)
+		k := w.packets()
 		for i := range w.held[:k] {
 			w.held[i].Addr = w.held[i].Addr&^(ChunkSize-1) | w.r.Uint64N(ChunkSize)
 		}
 		s.Recycle(w.held[:k])
-		w.held, w.from = w.held[k:], w.from[k:]
+		w.drop(k)
 	case op < 770 && len(w.held) > 0:
-		// A mistake of the program's, which must not cost the frame.
-		w.held[0].Len = []uint32{0, ChunkSize, 1 << 31}[w.r.IntN(3)]
-		taken := s.Transmit(w.held[:1])
-		w.held, w.from = w.held[taken:], w.from[taken:]
-		if taken == 0 {
-			s.Recycle(w.held[:1])
-			w.held, w.from = w.held[1:], w.from[1:]
+		// A mistake of the program's, which must not cost the frames.
+		n := w.firstPacket()
+		sent := n
+		switch mistake := w.r.IntN(5); {
+		case mistake == 0:
+			w.held[w.r.IntN(n)].Options |= 2
+		case mistake == 1 && n > 1:
+			sent = 1 + w.r.IntN(n-1) // without its end
+		default:
+			w.held[w.r.IntN(n)].Len = []uint32{0, ChunkSize, 1 << 31}[w.r.IntN(3)]
 		}
+		taken := s.Transmit(w.held[:sent])
+		if taken != 0 && taken != sent {
+			t.Fatalf("Transmit took %d of the %d frames of a packet", taken, sent)
+		}
+		s.Recycle(w.held[taken:n])
+		w.drop(n)
 	case op < 990:
 		_ = s.Wake()
 	case s.closed:
 		w.reopen(t, queue)
 	default:
 		// The interface vanishes or is taken out of the configuration; it is back at once.
+		w.account(s)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -173,7 +233,7 @@ func (w *worker) reopen(t *testing.T, queue int) {
 	case err == nil:
 		w.sockets[queue] = s
 		w.reopened++
-	case w.n.Umem().Free() >= tight.FillSize:
+	case w.n.Umem().Free() >= w.n.Umem().options.FillSize:
 		t.Fatal(err)
 	}
 }
@@ -184,6 +244,7 @@ func (w *worker) finish(t *testing.T, collect func(queue int)) {
 	for i, s := range w.sockets {
 		w.n.Inject(i, Faults{})
 		if s.stop != nil { // gone: this is how a program recovers
+			w.account(s)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -203,6 +264,7 @@ func (w *worker) finish(t *testing.T, collect func(queue int)) {
 			collect(i)
 		}
 	}
+	w.account(w.sockets...)
 	c := audit(t, w.n)
 	if c.Worker+c.RX+c.TX+c.Completion+c.Kernel+c.Settling != 0 {
 		t.Fatalf("at rest: %+v", c)
@@ -212,19 +274,29 @@ func (w *worker) finish(t *testing.T, collect func(queue int)) {
 // frames is less than the rings together could hold, so that everything runs empty and full.
 var tight = Options{Frames: 80, FillSize: 16, CompletionSize: 16, RXSize: 16, TXSize: 16, Audit: true}
 
+// tightMulti has hardly enough frames for its three fill rings, and packets of up to 27.
+var tightMulti = Options{
+	Frames: 120, FillSize: 32, CompletionSize: 32, RXSize: 32, TXSize: 32, MultiBuffer: true, Audit: true,
+}
+
 func TestNoFrameLostOrDoubled(t *testing.T) {
+	t.Run("one buffer", func(t *testing.T) { testNoFrameLostOrDoubled(t, tight, 3) })
+	t.Run("several buffers", func(t *testing.T) { testNoFrameLostOrDoubled(t, tightMulti, 2) })
+}
+
+func testNoFrameLostOrDoubled(t *testing.T, o Options, seeds uint64) {
 	const queues = 3
 	operations := 3_000_000
 	if testing.Short() {
 		operations = 300_000
 	}
-	for seed := range uint64(3) {
+	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			t.Parallel()
-			n := memoryNIC(t, tight, queues)
+			n := memoryNIC(t, o, queues)
 			r := rand.New(rand.NewPCG(seed, 1))
 			w := &worker{n: n, r: r, sockets: n.Sockets()}
-			wire := &wire{seen: map[uint64]bool{}}
+			wire := &wire{multiBuffer: o.MultiBuffer, seen: map[uint64]bool{}}
 			collect := func(queue int) { wire.collect(n, queue) }
 			start, done := time.Now(), 0
 			for i := range operations / 3 {
@@ -254,7 +326,11 @@ func TestNoFrameLostOrDoubled(t *testing.T) {
 			if len(wire.seen) < done/50 || w.reopened < done/500 {
 				t.Fatalf("only %d frames went through, %d sockets were opened: the test tests little", len(wire.seen), w.reopened)
 			}
-			t.Logf("%d frames came in, %d left, %d sockets opened", wire.next, len(wire.seen), w.reopened)
+			if w.invalid == 0 || o.MultiBuffer != (w.discarded > 0) {
+				t.Errorf("%d packets were refused, %d discarded", w.invalid, w.discarded)
+			}
+			t.Logf("%d packets came in, %d left, %d sockets opened, %d packets discarded, %d refused",
+				wire.next, len(wire.seen), w.reopened, w.discarded, w.invalid)
 		})
 	}
 }
@@ -262,13 +338,18 @@ func TestNoFrameLostOrDoubled(t *testing.T) {
 // TestNoFrameLostAgainstRunningNIC has the NIC on other goroutines, one for each direction of each queue, as a kernel
 // has it. Under -race it shows that the rings order every access to frames and descriptors.
 func TestNoFrameLostAgainstRunningNIC(t *testing.T) {
-	const queues = 2
+	t.Run("one buffer", func(t *testing.T) { testAgainstRunningNIC(t, tight) })
+	t.Run("several buffers", func(t *testing.T) { testAgainstRunningNIC(t, tightMulti) })
+}
+
+func testAgainstRunningNIC(t *testing.T, o Options) {
+	const queues, enough = 2, 1000
 	operations := 250_000
 	if testing.Short() {
 		operations = 60_000
 	}
-	n := memoryNIC(t, tight, queues)
-	wire := &wire{seen: map[uint64]bool{}}
+	n := memoryNIC(t, o, queues)
+	wire := &wire{multiBuffer: o.MultiBuffer, seen: map[uint64]bool{}}
 	stop := make(chan struct{})
 	var nic sync.WaitGroup
 	run := func(seed uint64, f func(r *rand.Rand)) {
@@ -289,16 +370,16 @@ func TestNoFrameLostAgainstRunningNIC(t *testing.T) {
 		run(uint64(q), func(r *rand.Rand) { wire.deliver(n, q, r.IntN(12)) })
 		run(uint64(q)+10, func(*rand.Rand) { wire.collect(n, q) })
 	}
-	faults := 0
+	var faults atomic.Int64
 	run(20, func(r *rand.Rand) {
 		n.Inject(r.IntN(queues), randomFaults(r))
-		faults++
+		faults.Add(1)
 		time.Sleep(200 * time.Microsecond)
 	})
 
 	w := &worker{n: n, r: rand.New(rand.NewPCG(7, 7)), sockets: n.Sockets()}
 	start := time.Now()
-	for i := range operations {
+	for i := 0; ; i++ {
 		w.step(t)
 		if i%4 == 0 {
 			runtime.Gosched() // more goroutines than cores: they have to take turns often to meet
@@ -312,16 +393,19 @@ func TestNoFrameLostAgainstRunningNIC(t *testing.T) {
 				t.Fatalf("operation %d: %+v, and the worker holds %d", i, c, len(w.held))
 			}
 			wire.check(t)
+			if i >= operations && wire.left() >= enough && faults.Load() > 0 {
+				break // the NIC had its turns, too
+			}
 		}
 	}
 	close(stop)
 	nic.Wait()
 	w.finish(t, func(queue int) { wire.collect(n, queue) })
 	wire.check(t)
-	if len(wire.seen) < 1000 || faults == 0 {
-		t.Fatalf("only %d frames went through, %d faults: the test tests little", len(wire.seen), faults)
+	if wire.left() < enough || faults.Load() == 0 {
+		t.Fatalf("only %d packets went through, %d faults: the test tests little", wire.left(), faults.Load())
 	}
-	t.Logf("%d frames came in, %d left, %d faults", wire.next, len(wire.seen), faults)
+	t.Logf("%d packets came in, %d left, %d faults", wire.next, wire.left(), faults.Load())
 }
 
 // TestCountsAreReadWhileTheWorkerRuns is for -race.

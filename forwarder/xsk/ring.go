@@ -8,7 +8,7 @@ import "sync/atomic"
 type Desc struct {
 	Addr    uint64 // offset of the first byte in the Umem's memory
 	Len     uint32 // bytes
-	Options uint32 // zero; Transmit ignores it
+	Options uint32 // Continued, or zero
 }
 
 // ringWords are the words of a ring that both sides see. Indices count entries for ever and wrap at 2³²; the slot of

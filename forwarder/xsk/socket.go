@@ -23,10 +23,14 @@ type Socket struct {
 	filled     uint64 // frames put into the fill ring
 	changed    bool   // counts are not published yet
 	number     uint8  // its name in Umem.place
-	mode       Mode
-	busyPoll   bool
-	kernel     kernel
-	stop       error // what Wake returns from now on: ErrGone or os.ErrClosed, wrapped
+
+	multiBuffer bool // Options.MultiBuffer
+	discarding  bool // the RX ring begins with the rest of a packet that is discarded
+
+	mode     Mode
+	busyPoll bool
+	kernel   kernel
+	stop     error // what Wake returns from now on: ErrGone or os.ErrClosed, wrapped
 
 	_         [64]byte // what other cores read sits on lines of its own
 	published published
@@ -55,10 +59,16 @@ type kernel interface {
 
 // Receive moves received frames into batch and returns their number, at most len(batch). Before that it takes the
 // frames that the kernel has sent back to the free list, and fills the fill ring. It makes no system call.
+//
+// It returns whole packets: one whose frames do not all fit into the batch, or are not all there yet, has to wait for the
+// next call. One of more frames than the batch has room for is discarded, and counted.
 func (s *Socket) Receive(batch []Desc) int {
 	s.reclaim()
 	s.refill()
 	n := s.rx.peek(uint32(len(batch)))
+	if s.multiBuffer {
+		n = s.whole(n, uint32(len(batch)))
+	}
 	if n > 0 {
 		batch = batch[:n]
 		slots := s.rx.slots
@@ -79,15 +89,19 @@ func (s *Socket) Receive(batch []Desc) int {
 }
 
 // Transmit hands the first n frames of batch, those that fit into the TX ring, to the kernel and returns n; the others
-// stay the worker's. The kernel may not look at them before Wake. A descriptor that the kernel would refuse (empty,
-// reaching out of its chunk, or with options) counts as taken and its frame is recycled: the kernel would drop it
-// without ever completing it.
+// stay the worker's. The kernel may not look at them before Wake. A packet is taken with all its frames or not at all. One
+// that the kernel would refuse (a frame empty, reaching out of its chunk, or with options other than Continued; more than
+// 17 frames; no end in the batch) counts as taken and its frames are recycled: the kernel would drop it without ever
+// completing it.
 func (s *Socket) Transmit(batch []Desc) int {
 	n := s.tx.reserve(uint32(len(batch)))
 	if int(n) < len(batch) {
 		// The kernel does not send while it has no room for completions.
 		s.reclaim()
 		n = s.tx.reserve(uint32(len(batch)))
+		if s.multiBuffer && int(n) < len(batch) {
+			n = uint32(wholePackets(batch[:n]))
+		}
 	}
 	if n == 0 {
 		return 0
@@ -96,39 +110,54 @@ func (s *Socket) Transmit(batch []Desc) int {
 	if s.umem.held != nil {
 		s.umem.giveBack("transmit", batch)
 	}
+	if s.multiBuffer {
+		s.transmitPackets(batch)
+		return int(n)
+	}
 	place, number := s.umem.place, s.number
 	for i := range batch {
 		d := &batch[i]
-		if d.refused() {
+		if d.refused(0) {
 			s.transmitValid(batch)
 			return int(n)
 		}
 		place[d.Addr>>chunkShift] = number
 	}
-	slots := s.tx.slots
-	first := copy(slots[s.tx.next&uint32(len(slots)-1):], batch)
-	copy(slots, batch[first:])
-	s.submit(n)
+	s.put(batch)
 	return int(n)
 }
 
-// refused reports whether the kernel refuses the descriptor: xp_aligned_validate_desc in net/xdp/xsk_queue.h.
-func (d *Desc) refused() bool {
-	return d.Len-1 >= ChunkSize-uint32(d.Addr&(ChunkSize-1)) || d.Options != 0
+// put shows a batch, known to fit, to the kernel.
+func (s *Socket) put(batch []Desc) {
+	slots := s.tx.slots
+	first := copy(slots[s.tx.next&uint32(len(slots)-1):], batch)
+	copy(slots, batch[first:])
+	s.submit(uint32(len(batch)))
 }
 
-// transmitValid is Transmit for a batch, known to fit, that has refused descriptors.
+// refused reports whether the kernel refuses the descriptor, which may have the given options:
+// xp_aligned_validate_desc in net/xdp/xsk_queue.h.
+func (d *Desc) refused(options uint32) bool {
+	return d.Len-1 >= ChunkSize-uint32(d.Addr&(ChunkSize-1)) || d.Options&^options != 0
+}
+
+// transmitValid is Transmit for a batch, known to fit, that has refused packets.
 func (s *Socket) transmitValid(batch []Desc) {
 	taken := uint32(0)
-	for i := range batch {
-		if batch[i].refused() {
+	for len(batch) > 0 {
+		n, valid := s.packet(batch)
+		packet := batch[:n]
+		batch = batch[n:]
+		if !valid {
 			s.counts.Invalid++
-			s.umem.recycle(batch[i : i+1])
+			s.umem.recycle(packet)
 			continue
 		}
-		s.umem.place[batch[i].Addr>>chunkShift] = s.number
-		*s.tx.slot(taken) = batch[i]
-		taken++
+		for _, d := range packet {
+			s.umem.place[d.Addr>>chunkShift] = s.number
+			*s.tx.slot(taken) = d
+			taken++
+		}
 	}
 	s.submit(taken)
 }
@@ -148,7 +177,8 @@ func (s *Socket) Spare() (addr uint64, ok bool) {
 	if last < 0 {
 		return 0, false
 	}
-	addr = u.free[last] + uint64(kernelHeadroom+u.options.Headroom)
+	// What comes back from the completion ring points anywhere into its chunk.
+	addr = u.free[last]&^(ChunkSize-1) + uint64(kernelHeadroom+u.options.Headroom)
 	u.free = u.free[:last]
 	if u.held != nil {
 		u.take([]Desc{{Addr: addr}})

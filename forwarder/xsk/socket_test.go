@@ -197,6 +197,26 @@ func TestRecycleMasksTheAddress(t *testing.T) {
 	}
 }
 
+// A spare frame begins where received ones do, wherever in its chunk the frame was that it held before.
+func TestSpareAfterTransmit(t *testing.T) {
+	n := memoryNIC(t, small, 1)
+	s := n.Sockets()[0]
+	first, ok := s.Spare()
+	if !ok {
+		t.Fatal("no frame is free")
+	}
+	if s.Transmit([]Desc{{Addr: first + 3000, Len: 60}}) != 1 {
+		t.Fatal("the frame was not taken")
+	}
+	n.Collect(0, func([]byte) {})
+	s.reclaim()
+	again, ok := s.Spare()
+	if !ok || again != first {
+		t.Errorf("the spare frame is at %d, want %d", again, first)
+	}
+	s.Recycle([]Desc{{Addr: again}})
+}
+
 func TestRefusedDescriptorsAreRecycled(t *testing.T) {
 	base := uint64(kernelHeadroom + 32)
 	for name, d := range map[string]Desc{
@@ -238,7 +258,7 @@ func TestRefusedDescriptorsAreRecycled(t *testing.T) {
 		})
 	}
 	// The longest frame that fits is not refused.
-	if d := (Desc{Addr: base, Len: uint32(ChunkSize - base)}); d.refused() {
+	if d := (Desc{Addr: base, Len: uint32(ChunkSize - base)}); d.refused(0) {
 		t.Error("a frame that fills its chunk is refused")
 	}
 }

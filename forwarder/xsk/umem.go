@@ -59,7 +59,11 @@ func newUmem(o Options, sys system) (*Umem, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
-	memory, huge, err := sys.memory(o.Frames * ChunkSize)
+	length := o.Frames * ChunkSize
+	if o.MultiBuffer {
+		length += behind
+	}
+	memory, huge, err := sys.memory(length)
 	if err != nil {
 		return nil, fmt.Errorf("umem of %d MiB: mmap: %w; lower Frames or give the machine more memory",
 			o.Frames*ChunkSize>>20, err)
@@ -80,8 +84,13 @@ func newUmem(o Options, sys system) (*Umem, error) {
 	return u, nil
 }
 
-// Memory returns the packet memory, to which Desc.Addr is an offset. It stays valid, and the same, until Close.
+// Memory returns the packet memory, to which Desc.Addr is an offset. It stays valid, and the same, until Close. With
+// Options.MultiBuffer it goes on for 256 KiB behind the last frame, so that from a packet's first byte a slice of the whole
+// packet's length can be taken wherever it lies, though only the first frame's part of it is the packet's.
 func (u *Umem) Memory() []byte { return u.memory }
+
+// MultiBuffer reports whether packets come and go in several frames: Options.MultiBuffer.
+func (u *Umem) MultiBuffer() bool { return u.options.MultiBuffer }
 
 // Huge reports whether the memory lies on explicit huge pages.
 func (u *Umem) Huge() bool { return u.huge }

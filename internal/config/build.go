@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
-	"slices"
 	"time"
 )
 
@@ -30,7 +28,8 @@ func (v value) config() *Config {
 	control := top.section("control")
 	c.Control = control.control()
 
-	c.Interfaces = top.field("interfaces").interfaces()
+	p := &places{}
+	c.Interfaces = top.field("interfaces").interfaces(p)
 	c.Workers, _ = top.field("workers").integer(0, maxWorkers)
 	c.CPUs, _ = top.field("cpus").cpus()
 	if c.Workers > len(c.CPUs) && len(c.CPUs) > 0 {
@@ -39,8 +38,9 @@ func (v value) config() *Config {
 	}
 	c.BusyPoll, _ = top.field("busy_poll").boolean()
 	c.Flows, _ = top.field("flows").amount(minFlows, maxFlows)
-	c.Tunnel = top.section("tunnel").tunnel()
-	c.Services = top.field("services").services()
+	p.tunnel = top.section("tunnel")
+	c.Tunnel = p.tunnel.tunnel()
+	c.Services = top.field("services").services(p)
 	metrics := top.section("metrics")
 	c.Metrics.Listen, _ = metrics.field("listen").addrPort()
 	c.DrainTime, _ = top.field("drain_time").duration(0, time.Hour)
@@ -48,6 +48,15 @@ func (v value) config() *Config {
 	log := top.section("log")
 	c.Log.Level, _ = enum(log.field("level"), "debug", "info", "warn", "error")
 	c.Log.Format, _ = enum(log.field("format"), "text", "json")
+
+	refuseOverlaps(p.services)
+	refuseAmbiguous(p.services)
+	vips := vipLines(p.services)
+	refuseLoops(p.services, vips)
+	p.refuseSources(c, vips)
+	if v.d.machine != nil {
+		p.checkMachine(c, v.d.machine)
+	}
 	return c
 }
 
@@ -115,12 +124,13 @@ func (m mapping) tunnel() (t Tunnel) {
 	port, _ := m.field("gue_port").integer(1, 65535)
 	t.GUEPort = uint16(port)
 	t.GUEChecksum, _ = m.field("gue_checksum").boolean()
+	t.Oversize, _ = enum(m.field("oversize"), OversizeFragment, OversizeDrop)
 	t.SourceIPv4 = m.field("source_ipv4").prefix(true)
 	t.SourceIPv6 = m.field("source_ipv6").prefix(false)
 	return t
 }
 
-func (v value) interfaces() (out []Interface) {
+func (v value) interfaces(p *places) (out []Interface) {
 	elements, ok := v.list()
 	if ok && len(elements) == 0 {
 		v.refuseAs("no interface", "at least one", "")
@@ -137,7 +147,10 @@ func (v value) interfaces() (out []Interface) {
 		seen.once(name, i.Name, "interface")
 		i.Mode, _ = enum(m.field("mode"), ModeAuto, ModeZeroCopy, ModeCopy)
 		i.Queues, _ = m.field("queues").queues()
+		vlan, _ := m.field("vlan").integer(1, maxVLAN)
+		i.VLAN = uint16(vlan)
 		out = append(out, i)
+		p.interfaces = append(p.interfaces, name)
 	}
 	return out
 }
@@ -157,14 +170,21 @@ func (n names) once(at value, word, what string) {
 	n[word] = at
 }
 
+// places is where things stand that rules are about which span fields.
+type places struct {
+	interfaces []value // names, in the order of Config.Interfaces
+	tunnel     mapping
+	services   []placed
+}
+
 // placed is a service and where its parts stand.
 type placed struct {
 	Service
-	vip, ports value
-	addresses  []value // of Backends, alike in order
+	vip, ports, forward value
+	addresses           []value // of Backends, alike in order
 }
 
-func (v value) services() (out []Service) {
+func (v value) services(p *places) (out []Service) {
 	elements, ok := v.list()
 	switch {
 	case ok && len(elements) == 0:
@@ -173,7 +193,6 @@ func (v value) services() (out []Service) {
 		v.refuseAs(fmt.Sprintf("%d services", len(elements)), fmt.Sprintf("at most %d", maxServices), "")
 	}
 	seen := make(names)
-	var all []placed
 	slots := 0
 	for _, e := range elements {
 		m, ok := e.mapping()
@@ -182,14 +201,12 @@ func (v value) services() (out []Service) {
 		}
 		s := m.service(seen)
 		slots += len(s.Backends)
-		all = append(all, s)
+		p.services = append(p.services, s)
 		out = append(out, s.Service)
 	}
 	if slots > maxSlots {
 		v.refuseAs(fmt.Sprintf("%d backends in all", slots), fmt.Sprintf("at most %d", maxSlots), "")
 	}
-	refuseOverlaps(all)
-	refuseLoops(all)
 	return out
 }
 
@@ -202,15 +219,30 @@ func (m mapping) service(seen names) (s placed) {
 	s.Protocol, _ = enum(m.field("protocol"), TCP, UDP)
 	s.ports = m.field("ports")
 	s.Ports, _ = s.ports.ports()
-	s.Forward, _ = enum(m.field("forward"), ForwardL2, ForwardIPIP, ForwardGUE)
+	s.forward = m.field("forward")
+	s.Forward, _ = enum(s.forward, ForwardL2, ForwardIPIP, ForwardGUE, ForwardNAT)
+	s.ClampMSS = m.clamp(&s.Service)
+	s.OnNoBackend, _ = enum(m.field("on_no_backend"), NoBackendDrop, NoBackendReject)
 	s.Scheduler, _ = enum(m.field("scheduler"), SchedulerMaglev)
+	m.backends(&s)
 	if v := m.field("check"); !v.missing() {
 		if check, ok := v.mapping(); ok {
 			s.Check = check.check(&s.Service)
 		}
 	}
-	m.backends(&s)
 	return s
+}
+
+func (m mapping) clamp(s *Service) Clamp {
+	if s.Forward == ForwardNAT && s.Protocol == TCP {
+		c, _ := m.field("clamp_mss").clamp()
+		return c
+	}
+	if v, given := m.present["clamp_mss"]; given && s.Forward != "" && s.Protocol != "" {
+		v.refuseAs(v.describe()+" for "+string(s.Protocol)+" and forward: "+string(s.Forward), "none",
+			"SYNs are changed for tcp and forward: nat only; with ipip and gue, sluice-agent --clamp-mss changes SYN-ACKs")
+	}
+	return 0
 }
 
 func (m mapping) check(s *Service) *Check {
@@ -219,10 +251,11 @@ func (m mapping) check(s *Service) *Check {
 	if v := m.field("port"); !v.missing() {
 		n, _ := v.integer(1, 65535)
 		c.Port = uint16(n)
-	} else if port, single := s.Ports.Single(); single && s.Protocol == TCP {
+	} else if port, single := s.receives(); single && s.Protocol == TCP {
 		c.Port = port
 	} else if len(s.Ports) > 0 && s.Protocol != "" {
-		m.at.refuseAs("no port", kinds["port"], "only a TCP service with a single port lends it to its check")
+		m.at.refuseAs("no port", kinds["port"],
+			"only a TCP service whose backends receive on a single port lends it to its check")
 	}
 	if v, given := m.present["path"]; given && c.Type == CheckTCP {
 		v.refuseAs("a path", "none", "a tcp check asks for nothing; type: http does")
@@ -238,6 +271,20 @@ func (m mapping) check(s *Service) *Check {
 	c.Rise, _ = m.field("rise").integer(1, maxRiseAndFall)
 	c.Fall, _ = m.field("fall").integer(1, maxRiseAndFall)
 	return c
+}
+
+// receives returns the port that all backends receive on, if there is one.
+func (s *Service) receives() (port uint16, single bool) {
+	service, single := s.Ports.Single()
+	port = service
+	for i, b := range s.Backends {
+		if p := cmp.Or(b.Port, service); i == 0 {
+			port = p
+		} else if p != port {
+			single = false
+		}
+	}
+	return port, single
 }
 
 func (m mapping) backends(s *placed) {
@@ -263,82 +310,36 @@ func (m mapping) backends(s *placed) {
 		seen.once(name, out.Name, "name")
 		if out.Address, ok = address.address(); ok {
 			addresses.once(address, out.Address.String(), "address")
-			if s.Forward == ForwardL2 && s.VIP.IsValid() && s.VIP.Is4() != out.Address.Is4() {
-				address.refuseAs(out.Address.String()+" behind the VIP "+s.VIP.String(), "an address of the VIP's family",
-					"forward: l2 sends the packet as it is; ipip and gue cross families")
+			if s.VIP.IsValid() && s.VIP.Is4() != out.Address.Is4() && (s.Forward == ForwardL2 || s.Forward == ForwardNAT) {
+				why := "forward: l2 sends the packet as it is; ipip and gue cross families"
+				if s.Forward == ForwardNAT {
+					why = "forward: nat keeps the client's address; ipip and gue cross families"
+				}
+				address.refuseAs(out.Address.String()+" behind the VIP "+s.VIP.String(), "an address of the VIP's family", why)
 			}
 		}
+		out.Port = b.backendPort(&s.Service)
 		s.Backends = append(s.Backends, out)
 		s.addresses = append(s.addresses, address)
 	}
 }
 
-// refuseOverlaps finds services that want the same packets.
-func refuseOverlaps(all []placed) {
-	type claim struct {
-		PortRange
-		by *placed
+// backendPort reads where a backend receives.
+func (m mapping) backendPort(s *Service) uint16 {
+	v := m.field("port")
+	n, ok := v.integer(1, 65535)
+	if !ok {
+		return 0
 	}
-	type endpoint struct {
-		vip      netip.Addr
-		protocol Protocol
+	if s.Forward != "" && s.Forward != ForwardNAT {
+		v.refuseAs("a port with forward: "+string(s.Forward), "none",
+			"a backend receives on the port that the client used; forward: nat translates it")
+		return 0
 	}
-	claims := make(map[endpoint][]claim)
-	for i := range all {
-		s := &all[i]
-		if !s.VIP.IsValid() || s.Protocol == "" {
-			continue
-		}
-		e := endpoint{s.VIP, s.Protocol}
-		for _, r := range s.Ports {
-			claims[e] = append(claims[e], claim{r, s})
-		}
+	if _, single := s.Ports.Single(); len(s.Ports) > 0 && !single {
+		v.refuseAs("a port for a service with the ports "+shorten(s.Ports.String()), "none, or a service with a single port",
+			fmt.Sprintf("a reply from port %d could belong to any of them", n))
+		return 0
 	}
-	refused := make(map[*placed]bool)
-	for e, list := range claims {
-		slices.SortStableFunc(list, func(a, b claim) int { return cmp.Compare(a.First, b.First) })
-		// The claim that reaches furthest so far is enough to find every service that overlaps an earlier one.
-		furthest := list[0]
-		for _, c := range list[1:] {
-			if c.First <= furthest.Last && c.by != furthest.by {
-				first, second := furthest.by, c.by
-				if !first.ports.before(second.ports) {
-					first, second = second, first
-				}
-				if !refused[second] {
-					refused[second] = true
-					second.ports.refuseAs(fmt.Sprintf("port %d of %s %s, which the service on line %d takes", max(c.First, 1), e.vip, e.protocol, first.ports.node.Line),
-						"ports that no other service of the VIP and protocol takes", "")
-				}
-			}
-			if c.Last > furthest.Last {
-				furthest = c
-			}
-		}
-	}
-}
-
-// before reports whether v stands before w in the file.
-func (v value) before(w value) bool {
-	return cmp.Or(cmp.Compare(v.node.Line, w.node.Line), cmp.Compare(v.node.Column, w.node.Column)) <= 0
-}
-
-// refuseLoops finds backends whose address is a VIP: their packets would come back to a balancer.
-func refuseLoops(all []placed) {
-	vips := make(map[netip.Addr]int)
-	for i := range all {
-		if s := &all[i]; s.VIP.IsValid() {
-			if _, known := vips[s.VIP]; !known {
-				vips[s.VIP] = s.vip.node.Line
-			}
-		}
-	}
-	for i := range all {
-		for j, b := range all[i].Backends {
-			if line, isVIP := vips[b.Address]; isVIP && b.Address.IsValid() {
-				all[i].addresses[j].refuseAs(fmt.Sprintf("%s, the VIP of line %d", b.Address, line), "the backend's own address",
-					"packets to a VIP would come back to the balancer")
-			}
-		}
-	}
+	return uint16(n)
 }

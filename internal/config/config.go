@@ -63,6 +63,7 @@ type Interface struct {
 	Name   string `yaml:"name"`
 	Mode   Mode   `yaml:"mode"`
 	Queues Queues `yaml:"queues"`
+	VLAN   uint16 `yaml:"vlan,omitempty"` // id of the 802.1Q tag of VIP traffic, 1 to 4094; 0: no tag
 }
 
 // Mode is how AF_XDP sockets are bound.
@@ -99,23 +100,35 @@ func (q Queues) MarshalYAML() (any, error) {
 
 // Tunnel is what the outer headers of ipip and gue have in common.
 type Tunnel struct {
-	GUEPort     uint16 `yaml:"gue_port"`     // UDP destination port
-	GUEChecksum bool   `yaml:"gue_checksum"` // UDP checksums are filled in
+	GUEPort     uint16   `yaml:"gue_port"`     // UDP destination port
+	GUEChecksum bool     `yaml:"gue_checksum"` // UDP checksums are filled in
+	Oversize    Oversize `yaml:"oversize"`
 	// The outer source is an address of the prefix, another one for each flow; nil: the one that the node's routing gives.
 	SourceIPv4 *netip.Prefix `yaml:"source_ipv4,omitempty"`
 	SourceIPv6 *netip.Prefix `yaml:"source_ipv6,omitempty"`
 }
 
+// Oversize is what becomes of a packet that is too big with its outer headers and may be fragmented.
+type Oversize string
+
+// What becomes of such packets.
+const (
+	OversizeFragment Oversize = "fragment" // it is fragmented before it gets its outer headers
+	OversizeDrop     Oversize = "drop"
+)
+
 // Service is one VIP with a protocol and ports, and the backends that share its flows.
 type Service struct {
-	Name      string     `yaml:"name"` // unique in the file
-	VIP       netip.Addr `yaml:"vip"`  // never IPv4-mapped, never with a zone
-	Protocol  Protocol   `yaml:"protocol"`
-	Ports     Ports      `yaml:"ports"`
-	Forward   Forward    `yaml:"forward"`
-	Scheduler Scheduler  `yaml:"scheduler"`
-	Check     *Check     `yaml:"check,omitempty"` // nil: the backends count as up
-	Backends  []Backend  `yaml:"backends"`        // at least one, in the file's order
+	Name        string      `yaml:"name"` // unique in the file
+	VIP         netip.Addr  `yaml:"vip"`  // never IPv4-mapped, never with a zone
+	Protocol    Protocol    `yaml:"protocol"`
+	Ports       Ports       `yaml:"ports"`
+	Forward     Forward     `yaml:"forward"`
+	ClampMSS    Clamp       `yaml:"clamp_mss,omitempty"` // zero unless the service is TCP and forwarded by NAT
+	OnNoBackend OnNoBackend `yaml:"on_no_backend"`
+	Scheduler   Scheduler   `yaml:"scheduler"`
+	Check       *Check      `yaml:"check,omitempty"` // nil: the backends count as up
+	Backends    []Backend   `yaml:"backends"`        // at least one, in the file's order
 }
 
 // Protocol is the transport protocol of a service.
@@ -143,6 +156,39 @@ const (
 	ForwardL2   Forward = "l2"   // the destination MAC is rewritten; the backend is on the same link as the node
 	ForwardIPIP Forward = "ipip" // an outer IP header is put in front
 	ForwardGUE  Forward = "gue"  // an outer IP and UDP header is put in front
+	ForwardNAT  Forward = "nat"  // the destination is translated, and the source of replies back; of the VIP's family
+)
+
+// Tunnelled reports whether packets get outer headers.
+func (f Forward) Tunnelled() bool { return f == ForwardIPIP || f == ForwardGUE }
+
+// Clamp is the MSS in bytes that SYNs to the backends of a NAT service have at most, or one of the constants.
+type Clamp int
+
+// What a Clamp can be beside a number of bytes. Zero is that of services to which it does not apply.
+const (
+	ClampAuto Clamp = -1 // what the MTU of the way leaves
+	ClampOff  Clamp = -2
+)
+
+// MarshalYAML writes what the parser reads.
+func (c Clamp) MarshalYAML() (any, error) {
+	switch c {
+	case ClampAuto:
+		return "auto", nil
+	case ClampOff:
+		return "off", nil
+	}
+	return int(c), nil
+}
+
+// OnNoBackend is what becomes of a packet for which there is no backend.
+type OnNoBackend string
+
+// What becomes of such packets.
+const (
+	NoBackendDrop   OnNoBackend = "drop"
+	NoBackendReject OnNoBackend = "reject" // a TCP RST or an ICMP port unreachable answers it
 )
 
 // Scheduler is how a backend is chosen for a new flow.
@@ -175,6 +221,8 @@ const (
 type Backend struct {
 	Name    string     `yaml:"name"`    // unique in its service
 	Address netip.Addr `yaml:"address"` // unique in its service; never IPv4-mapped, never with a zone
+	// Port is where the backend receives, with NAT and a single port; 0: on the port that the client used.
+	Port uint16 `yaml:"port,omitempty"`
 }
 
 // Metrics is where Prometheus finds the node.

@@ -18,17 +18,16 @@ import (
 // file that was read and refused is an *Error; any other error says why it could not be read. The warnings are there
 // in either case.
 func Load(path string) (*Config, []Warning, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, nil, fmt.Errorf("read config: %w; give the path of a configuration file", err)
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
-	if err != nil {
-		return nil, nil, fmt.Errorf("read config: %w; give the path of a configuration file", err)
-	}
 	d := decoder{file: path, references: true}
-	return d.parse(data)
+	return d.load()
+}
+
+// LoadFor is Load with a look at the machine that the file is for, to tell at a desk what would otherwise show in traffic: it
+// refuses what cannot work there, and warns of what does not fit. If the machine has none of the file's interfaces it is
+// another one, and only the warnings say so.
+func LoadFor(path string, m *Machine) (*Config, []Warning, error) {
+	d := decoder{file: path, references: true, machine: m}
+	return d.load()
 }
 
 // Parse checks a file's content under the name that problems are to carry. It reads no other file, so that the seed
@@ -42,6 +41,7 @@ func Parse(name string, data []byte) (*Config, []Warning, error) {
 type decoder struct {
 	file       string
 	references bool      // look at what the file refers to
+	machine    *Machine  // that the file is for; nil: not known
 	problems   []Problem // the first maxKept of them
 	refused    int       // how many there were
 	warnings   []Problem
@@ -54,6 +54,20 @@ const (
 	maxAliased = 500_000 // nodes that aliases may add to what is written: bounds the work on a file whose aliases multiply
 	maxKept    = 10_000  // bounds the memory for the problems of a file that is all wrong
 )
+
+// load reads the file and what it refers to.
+func (d *decoder) load() (*Config, []Warning, error) {
+	f, err := os.Open(d.file)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read config: %w; give the path of a configuration file", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read config: %w; give the path of a configuration file", err)
+	}
+	return d.parse(data)
+}
 
 func (d *decoder) parse(data []byte) (*Config, []Warning, error) {
 	c := d.document(data)

@@ -50,11 +50,11 @@ func TestDefaults(t *testing.T) {
 		Control:    Control{Socket: "/run/sluice/control.sock"},
 		Interfaces: []Interface{{Name: "eth0", Mode: ModeAuto, Queues: AllQueues}},
 		Flows:      4_000_000,
-		Tunnel:     Tunnel{GUEPort: 6080},
+		Tunnel:     Tunnel{GUEPort: 6080, Oversize: OversizeFragment},
 		Services: []Service{{
 			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: TCP, Ports: Ports{{80, 80}}, Forward: ForwardIPIP,
-			Scheduler: SchedulerMaglev,
-			Backends:  []Backend{{"a", netip.MustParseAddr("10.0.0.1")}, {"b", netip.MustParseAddr("10.0.0.2")}},
+			OnNoBackend: NoBackendDrop, Scheduler: SchedulerMaglev,
+			Backends: []Backend{{"a", netip.MustParseAddr("10.0.0.1"), 0}, {"b", netip.MustParseAddr("10.0.0.2"), 0}},
 		}},
 		Metrics:   Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9545")},
 		DrainTime: 30 * time.Second,
@@ -260,10 +260,10 @@ func TestExample(t *testing.T) {
 	if err != nil || len(warnings) != 0 {
 		t.Fatal(err, warnings)
 	}
-	if len(c.Services) != 4 || c.Group.Seed.IsZero() || c.Group.Peers != 2 {
+	if len(c.Services) != 5 || c.Group.Seed.IsZero() || c.Group.Peers != 2 {
 		t.Errorf("got %+v", c)
 	}
-	if got := fmt.Sprint(c.VIPs()); got != "[192.0.2.10 192.0.2.21 192.0.2.53 2001:db8::10]" {
+	if got := fmt.Sprint(c.VIPs()); got != "[192.0.2.10 192.0.2.21 192.0.2.53 192.0.2.80 2001:db8::10]" {
 		t.Errorf("VIPs %s", got)
 	}
 	// Complete: it shows every field, commented out where the default is better.
@@ -292,6 +292,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("interfaces: &x [*x]\nservices: *x\n"))
 	f.Add([]byte("cpus: \"0-8191\"\nflows: 1000M\nlog: {level: debug}\n" + valid))
 	f.Add([]byte(strings.Replace(valid, "ports: 80", "ports: [any, 1-2, '3']", 1)))
+	f.Add([]byte("tunnel: {oversize: drop, source_ipv4: 10.7.0.0/16}\n" + and(nat, "ipip", "nat", "10.0.0.1}", "10.0.0.1, port: 82}")))
+	f.Add([]byte(strings.NewReplacer("forward: nat", "forward: nat\n    clamp_mss: off\n    on_no_backend: reject", "name: eth0", "name: eth0\n    vlan: 7").Replace(nat)))
 	f.Add([]byte("a: [\x00"))
 	f.Add([]byte("? {a: b}\n: !!binary x\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {

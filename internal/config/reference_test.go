@@ -134,6 +134,20 @@ sluice.yaml:12:10: services[0].vip: found "192.0.2.10/32", expected an IPv4 or I
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.path, def, kinds[f.kind], f.doc)
 	}
 	b.WriteString(`
+## What ` + "`sluice check`" + ` looks at
+
+The file as a whole, as the daemon does; and the machine that it runs on, if that has one of the file's interfaces. It refuses
+
+- a backend whose address is the machine's own: a node cannot be its own backend;
+- ` + "`tunnel.gue_checksum`" + ` with an interface whose MTU is above 3,500 bytes: larger packets come in several buffers.
+
+And it warns
+
+- of interfaces that the machine does not have, and of backends that it has no route to: what concerns them is not checked;
+- of packets that may arrive and do not fit the MTU of the way to a backend with their outer headers (` + "`ipip`" + `: 20 bytes over
+  IPv4, 40 over IPv6; ` + "`gue`" + `: 28 and 48). What arrives has the interface's MTU; 1,500 bytes at most if backends are behind the
+  same interface, since its MTU may have been raised for the outer headers. What is left must be 1,280 bytes for IPv6.
+
 ## Health
 
 Which backends of a service take traffic:

@@ -7,7 +7,7 @@ import (
 )
 
 func TestRefusals(t *testing.T) {
-	for _, row := range refusals {
+	for _, row := range slices.Concat(refusals, forwardingRefusals) {
 		t.Run(row.name, func(t *testing.T) {
 			data := strings.Replace(valid, row.old, row.new, 1) // an empty old puts new in front
 			if data == valid && row.old != valid {
@@ -24,10 +24,13 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-var refusals = []struct {
+// refusal is a change to the valid file, and what is said of it.
+type refusal struct {
 	name, old, new string
 	want           []string
-}{
+}
+
+var refusals = []refusal{
 	{"empty", valid, "", []string{
 		"f:1:1: found an empty file, expected at least interfaces and services",
 	}},
@@ -76,7 +79,7 @@ var refusals = []struct {
 	}},
 	{"unknown field in a backend", "        address: 10.0.0.2\n", "        adress: 10.0.0.2\n", []string{
 		"f:12:9: services[0].backends[1]: found no address, expected an IPv4 or IPv6 address",
-		"f:13:9: services[0].backends[1]: found unknown field \"adress\", expected one of name, address (did you mean address?)",
+		"f:13:9: services[0].backends[1]: found unknown field \"adress\", expected one of name, address, port (did you mean address?)",
 	}},
 	{"a field twice", "    ports: 80\n", "    ports: 80\n    ports: 81\n", []string{
 		"f:8:5: services[0].ports: found the field again, after line 7, expected it once",
@@ -106,10 +109,7 @@ var refusals = []struct {
 		"f:1:1: found unknown field \"syn_defence\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log (this version has no SYN defence)",
 	}},
 	{"weight", "      - name: b\n", "      - name: b\n        weight: 100\n", []string{
-		"f:13:9: services[0].backends[1]: found unknown field \"weight\", expected one of name, address (this version gives all backends of a service the same share)",
-	}},
-	{"backend port", "      - name: b\n", "      - name: b\n        port: 8080\n", []string{
-		"f:13:9: services[0].backends[1]: found unknown field \"port\", expected one of name, address (a backend receives on the port that the client used; another needs forward: nat, which this version does not have)",
+		"f:13:9: services[0].backends[1]: found unknown field \"weight\", expected one of name, address, port (this version gives all backends of a service the same share)",
 	}},
 	{"GUE port 0", "", "tunnel: {gue_port: 0}\n", []string{
 		"f:1:20: tunnel.gue_port: found 0, expected a number from 1 to 65535",
@@ -127,8 +127,8 @@ var refusals = []struct {
 	{"outer source of a group", "", "tunnel: {source_ipv6: 'ff00::/16'}\n", []string{
 		"f:1:23: tunnel.source_ipv6: found ff00::/16, expected a prefix of addresses that hosts have (a /16 of IPv4 or a /64 of IPv6 is plenty)",
 	}},
-	{"nat", "forward: ipip", "forward: nat", []string{
-		"f:8:14: services[0].forward: found \"nat\", expected l2, ipip or gue (this version does not have nat)",
+	{"forward", "forward: ipip", "forward: dnat", []string{
+		"f:8:14: services[0].forward: found \"dnat\", expected l2, ipip, gue or nat (did you mean nat?)",
 	}},
 	{"least-conn", "    forward: ipip\n", "    forward: ipip\n    scheduler: least-conn\n", []string{
 		"f:9:16: services[0].scheduler: found \"least-conn\", expected maglev (this version does not have least-conn)",
@@ -344,7 +344,7 @@ var refusals = []struct {
 	{"several at once", "    protocol: tcp\n    ports: 80\n", "    protocol: tpc\n    ports: 800000\n    color: red\n", []string{
 		"f:6:15: services[0].protocol: found \"tpc\", expected tcp or udp (did you mean tcp?)",
 		"f:7:12: services[0].ports: found 800000, expected a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
-		"f:8:5: services[0]: found unknown field \"color\", expected one of name, vip, protocol, ports, forward, scheduler, check, backends",
+		"f:8:5: services[0]: found unknown field \"color\", expected one of name, vip, protocol, ports, forward, clamp_mss, on_no_backend, scheduler, check, backends",
 	}},
 	{"no backends", "    backends:\n      - name: a\n        address: 10.0.0.1\n      - name: b\n        address: 10.0.0.2\n", "", []string{
 		"f:4:5: services[0]: found no backends, expected a list",
@@ -389,10 +389,10 @@ var refusals = []struct {
 		"f:9:12: services[0].check: found no type, expected tcp or http",
 	}},
 	{"check without port", "    ports: 80\n    forward: ipip\n", "    ports: [80, 443]\n    forward: ipip\n    check: {type: tcp}\n", []string{
-		"f:9:12: services[0].check: found no port, expected a port from 1 to 65535 (only a TCP service with a single port lends it to its check)",
+		"f:9:12: services[0].check: found no port, expected a port from 1 to 65535 (only a TCP service whose backends receive on a single port lends it to its check)",
 	}},
 	{"check of a UDP service without port", "    protocol: tcp\n    ports: 80\n", "    protocol: udp\n    ports: 80\n    check: {type: tcp}\n", []string{
-		"f:8:12: services[0].check: found no port, expected a port from 1 to 65535 (only a TCP service with a single port lends it to its check)",
+		"f:8:12: services[0].check: found no port, expected a port from 1 to 65535 (only a TCP service whose backends receive on a single port lends it to its check)",
 	}},
 	{"check port zero", "    forward: ipip\n", "    forward: ipip\n    check: {type: tcp, port: 0}\n", []string{
 		"f:9:30: services[0].check.port: found 0, expected a number from 1 to 65535",

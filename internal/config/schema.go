@@ -31,6 +31,8 @@ var schema = []field{
 	{"interfaces[].mode", "mode", "auto", false, "`zerocopy` refuses to start where the driver cannot, `copy` never tries, `auto` tries zero-copy first. `sluice status` shows what was obtained."},
 	{"interfaces[].queues", "queues", "all", false, "How many receive queues to take, from queue 0: a number, or `all`. Packets to a VIP on a queue that is not taken are dropped under the reason `no_socket`."},
 
+	{"interfaces[].vlan", "vlan", "", false, "VIP traffic arrives, and leaves, with this 802.1Q tag; a route through a VLAN device gives what leaves that device's tag. Without it, VIP traffic has none, or a mere priority tag. What comes otherwise is the kernel's."},
+
 	{"workers", "workers", "0", false, "How many workers forward packets, each on a core of its own. 0 takes as many as the allowed cores and the smallest queue count permit."},
 	{"cpus", "cpus", "", false, "The cores that workers are pinned to, as in `1-3,5`. Without it, any core that the process may use."},
 	{"busy_poll", "bool", "false", false, "Let the workers poll the driver instead of waiting for interrupts: lower latency for a core that is always busy."},
@@ -39,19 +41,22 @@ var schema = []field{
 	{"tunnel", "mapping", "", false, "The outer headers of `forward: ipip` and `forward: gue`."},
 	{"tunnel.gue_port", "port", "6080", false, "The UDP port that backends take GUE packets on."},
 	{"tunnel.gue_checksum", "bool", "false", false, "Fill in the UDP checksum of GUE packets. Without it, it is zero, over IPv6 too (RFC 6935): the inner packet has its own, and summing up each packet costs time."},
-	{"tunnel.source_ipv4", "prefix4", "", false, "A prefix from which the outer IPv4 source is taken, another address for each flow, so that routers and NICs spread a node's IPIP traffic. Nothing is ever sent to these addresses, but firewalls and the agents' `--source` must allow them. Without it, the address that the node's routing gives."},
+	{"tunnel.oversize", "oversize", "fragment", false, "What becomes of an IPv4 packet without don't-fragment that is too big with its outer headers. `fragment` cuts it before it gets them, so that any backend can take it; `drop` drops it under the reason `too_big`. Packets that may not be fragmented are answered with ICMP in either case, at most 1,000 a second and worker."},
+	{"tunnel.source_ipv4", "prefix4", "", false, "A prefix from which the outer IPv4 source is taken, another address for each flow, so that routers and NICs spread a node's IPIP traffic. Nothing is ever sent to these addresses, so it must hold no VIP and no backend, but firewalls and the agents' `--source` must allow them. Without it, the address that the node's routing gives."},
 	{"tunnel.source_ipv6", "prefix6", "", false, "The same for IPv6; the last 32 bits vary at most."},
 
 	{"services", "list", "", true, "What is balanced. At least one; each name once. Services of one VIP and protocol must not share a port."},
 	{"services[].name", "name", "", true, "The name of the service in status, metrics and logs."},
 	{"services[].vip", "vip", "", true, "The virtual IPv4 or IPv6 address that clients connect to. Every packet to it is taken from the node's own stack."},
 	{"services[].protocol", "protocol", "", true, "The transport protocol."},
-	{"services[].ports", "ports", "", true, "A port, a range such as `8000-8999`, a list of both, or `any`. Backends receive on the same port."},
-	{"services[].forward", "forward", "", true, "`l2` rewrites the destination MAC: backends are on the node's own link and of the VIP's family. `ipip` puts an IP header in front: backends may be anywhere and of either family. `gue` puts an IP and a UDP header in front, whose source port is another one for each flow. In all, the VIP is on the backend's loopback and replies go straight to the client."},
+	{"services[].ports", "ports", "", true, "A port, a range such as `8000-8999`, a list of both, or `any`. Backends receive on the same port, unless `forward: nat` gives them another."},
+	{"services[].forward", "forward", "", true, "`l2` rewrites the destination MAC: backends are on the node's own link and of the VIP's family. `ipip` puts an IP header in front: backends may be anywhere and of either family. `gue` puts an IP and a UDP header in front, whose source port is another one for each flow. In these three, the VIP is on the backend's loopback and replies go straight to the client. `nat` puts the backend's address in place of the VIP and keeps the client's: backends are of the VIP's family, need no VIP, and route their replies through a node, any node, which puts the VIP back. Two services must not share a backend's address, protocol and port with `nat`: its replies could belong to either."},
+	{"services[].clamp_mss", "clamp", "auto", false, "The MSS that SYNs to the backends, and SYN-ACKs from them, have at most: `auto` for what the MTU of their way leaves, `off`, or a number of bytes. For TCP with `forward: nat` only; with `ipip` and `gue` it is sluice-agent that clamps."},
+	{"services[].on_no_backend", "onnobackend", "drop", false, "What becomes of a packet for which there is no backend. `drop` drops it; `reject` also tells the client, with a TCP RST or an ICMP port unreachable, each at most 1,000 times a second and worker."},
 	{"services[].scheduler", "scheduler", "maglev", false, "How a new flow gets its backend. `maglev` chooses by the flow's hash, alike on every node of the group."},
 	{"services[].check", "mapping", "", false, "How healthd probes the backends, at their own addresses. Without it, all of them count as up."},
 	{"services[].check.type", "check", "", true, "`tcp`: a connection is accepted. `http`: GET answers with a status from 200 to 399; redirects are not followed."},
-	{"services[].check.port", "port", "", false, "The TCP port to probe. Required unless the service is TCP with a single port, which is then taken."},
+	{"services[].check.port", "port", "", false, "The TCP port to probe. Required unless the service is TCP and its backends receive on a single port, which is then taken."},
 	{"services[].check.path", "urlpath", "/", false, "What to GET. For `http` only."},
 	{"services[].check.interval", "duration", "2s", false, "The time from one probe to the next (100ms to 1h)."},
 	{"services[].check.timeout", "duration", "1s", false, "How long a probe may take (10ms and more). Shorter than `interval`."},
@@ -59,7 +64,8 @@ var schema = []field{
 	{"services[].check.fall", "count", "3", false, "How many bad probes in a row take a backend down that was up (1 to 100)."},
 	{"services[].backends", "list", "", true, "The servers, 1 to 65535. Each name and each address once; their order does not matter."},
 	{"services[].backends[].name", "name", "", true, "The name of the backend. It decides which flows the backend gets: keep it when the address changes, and its flows stay in place."},
-	{"services[].backends[].address", "backend", "", true, "The backend's own address, to which packets are sent. Never a VIP."},
+	{"services[].backends[].address", "backend", "", true, "The backend's own address, to which packets are sent. Never a VIP, never the node's own."},
+	{"services[].backends[].port", "port", "", false, "The port that the backend receives on, with `forward: nat` and for a service with a single port. Without it, the one that the client used."},
 
 	{"metrics", "mapping", "", false, "Prometheus metrics and readiness."},
 	{"metrics.listen", "addrport", "127.0.0.1:9545", false, "The address and port that serve `/metrics` and `/readyz`."},
@@ -73,34 +79,38 @@ var schema = []field{
 
 // kinds tells what a value of each type looks like, in error messages and in the reference.
 var kinds = map[string]string{
-	"mapping":   "a mapping",
-	"list":      "a list",
-	"name":      "a name of 1 to 63 letters, digits, dots, dashes and underscores",
-	"path":      "an absolute path",
-	"group":     "the name or number of a group",
-	"interface": "an interface name of 1 to 15 characters",
-	"mode":      "auto, zerocopy or copy",
-	"queues":    "all, or a number from 1 to 4096",
-	"workers":   "a number from 0 to 1024",
-	"cpus":      "cores such as 1-3,5",
-	"bool":      "true or false",
-	"amount":    "a number such as 500k or 4M",
-	"count":     "a number",
-	"vip":       "an IPv4 or IPv6 address",
-	"backend":   "an IPv4 or IPv6 address",
-	"protocol":  "tcp or udp",
-	"ports":     "a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
-	"port":      "a port from 1 to 65535",
-	"forward":   "l2, ipip or gue",
-	"prefix4":   "an IPv4 prefix such as 10.7.0.0/16",
-	"prefix6":   "an IPv6 prefix such as fd00:7::/64",
-	"scheduler": "maglev",
-	"check":     "tcp or http",
-	"urlpath":   "a path that begins with a slash",
-	"duration":  "a duration such as 500ms, 2s or 1m",
-	"addrport":  "an IP address and port such as 127.0.0.1:9545",
-	"level":     "debug, info, warn or error",
-	"format":    "text or json",
+	"mapping":     "a mapping",
+	"list":        "a list",
+	"name":        "a name of 1 to 63 letters, digits, dots, dashes and underscores",
+	"path":        "an absolute path",
+	"group":       "the name or number of a group",
+	"interface":   "an interface name of 1 to 15 characters",
+	"mode":        "auto, zerocopy or copy",
+	"queues":      "all, or a number from 1 to 4096",
+	"vlan":        "a number from 1 to 4094",
+	"workers":     "a number from 0 to 1024",
+	"cpus":        "cores such as 1-3,5",
+	"bool":        "true or false",
+	"amount":      "a number such as 500k or 4M",
+	"count":       "a number",
+	"vip":         "an IPv4 or IPv6 address",
+	"backend":     "an IPv4 or IPv6 address",
+	"protocol":    "tcp or udp",
+	"ports":       "a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
+	"port":        "a port from 1 to 65535",
+	"forward":     "l2, ipip, gue or nat",
+	"clamp":       "off, auto, or a number from 536 to 65495",
+	"onnobackend": "drop or reject",
+	"oversize":    "fragment or drop",
+	"prefix4":     "an IPv4 prefix such as 10.7.0.0/16",
+	"prefix6":     "an IPv6 prefix such as fd00:7::/64",
+	"scheduler":   "maglev",
+	"check":       "tcp or http",
+	"urlpath":     "a path that begins with a slash",
+	"duration":    "a duration such as 500ms, 2s or 1m",
+	"addrport":    "an IP address and port such as 127.0.0.1:9545",
+	"level":       "debug, info, warn or error",
+	"format":      "text or json",
 }
 
 // absent holds fields that other versions have, and what to say to somebody who writes them.
@@ -111,12 +121,10 @@ var absent = map[string]string{
 	"services[].on_down":           "this version has no choice of what becomes of a dead backend's flows",
 	"services[].flow_table":        "this version keeps a flow table for every service",
 	"services[].backends[].weight": "this version gives all backends of a service the same share",
-	"services[].backends[].port":   "a backend receives on the port that the client used; another needs forward: nat, which this version does not have",
 }
 
 // absentValues holds values that other versions have.
 var absentValues = map[string][]string{
-	"services[].forward":    {"nat"},
 	"services[].scheduler":  {"wrr", "least-conn", "p2c", "source"},
 	"services[].check.type": {"https", "http2", "grpc", "udp", "dns", "ping", "exec"},
 }
@@ -134,6 +142,9 @@ const (
 	maxSeed        = 4096     // bytes
 	maxPeers       = 1024
 	maxQueues      = 4096
+	maxVLAN        = 4094
+	minMSS         = 536   // bytes: what every IPv4 host takes (RFC 879)
+	maxMSS         = 65495 // bytes: of the largest IPv4 packet
 	maxWorkers     = 1024
 	maxCPU         = 8191
 	minFlows       = 1000

@@ -418,6 +418,26 @@ func (v value) queues() (Queues, bool) {
 	return 0, false
 }
 
+// clamp reads "off", "auto" or a number of bytes.
+func (v value) clamp() (Clamp, bool) {
+	if v.missing() {
+		return 0, false
+	}
+	if v.node.Kind == yaml.ScalarNode && v.node.ShortTag() == "!!str" {
+		switch v.node.Value {
+		case "auto":
+			return ClampAuto, true
+		case "off":
+			return ClampOff, true
+		}
+	}
+	if n, ok := v.plainInteger(); ok && n >= minMSS && n <= maxMSS {
+		return Clamp(n), true
+	}
+	v.refuse(v.unquote())
+	return 0, false
+}
+
 // urlPath reads what an HTTP probe asks for: a path and perhaps a query.
 func (v value) urlPath() (string, bool) {
 	s, ok := v.text()

@@ -1,32 +1,35 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 //
-// The steering program. It runs on every frame an interface receives, before the kernel's stack sees it:
+// The steering program. It runs on every frame an interface receives, before the kernel's stack sees it. What is addressed
+// to this interface's own MAC, and has the tag of its VLAN or none if it has no VLAN, goes
 //
-//   destined to a VIP, and to this interface's own MAC  → the AF_XDP socket of the frame's queue; dropped and counted
+//   destined to a VIP                                   → to the AF_XDP socket of the frame's queue; dropped and counted
 //                                                          if the queue has none
-//   everything else (ARP, BGP, SSH, health probes …)    → the kernel's stack, untouched
+//   a reply of a NAT backend, or about one (reply.h)    → the same
+//   a packet to a VIP in a tunnel that begins or ends   → dropped and counted: it would go round in circles
+//   at this node (loop.h)
+//   everything else (ARP, BGP, SSH, health probes …)    → to the kernel's stack, untouched
 //
-// Only what decides that is looked at: the two addresses. Whether the packet is well formed is the worker's question,
-// so that every bad packet to a VIP ends under a reason in one place.
+// Only what decides that is looked at: for a VIP, the destination. Whether the packet is well formed is the worker's
+// question, so that every bad packet ends under a reason in one place.
 
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-// A 128-bit address in network order; IPv4 as v4-mapped, ::ffff:a.b.c.d.
-struct address {
-	__u32 word[4];
-};
+#include "header.h"
+#include "loop.h"
+#include "reply.h"
 
-// What one CPU counted. to_vips = redirected + no_socket, always.
+// What one CPU counted. to_vips + replies = redirected + no_socket + loops, always.
 struct counters {
-	__u64 to_vips;    // packets whose destination is a VIP
-	__u64 redirected; // of these, given to a socket
-	__u64 no_socket;  // of these, dropped because their queue has no socket
+	__u64 to_vips;    // packets whose destination is a VIP; those in a loop, of which it is the inner destination, included
+	__u64 replies;    // packets of NAT backends, and ICMP errors about packets to them
+	__u64 loops;      // dropped because they went round in circles
+	__u64 redirected; // given to a socket
+	__u64 no_socket;  // dropped because their queue has no socket
 };
 
 // The set of VIPs; shared by all interfaces, written by Go.
@@ -36,6 +39,21 @@ struct {
 	__type(key, struct address);
 	__type(value, __u8); // unused
 } vips SEC(".maps");
+
+struct prefix {
+	__u32 bits; // of the 128 of the address
+	struct address addr;
+};
+
+// The node's own addresses: what it has, and what it uses as source of outer headers. Shared by all interfaces, written by
+// Go.
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct prefix);
+	__type(value, __u8); // unused
+} own SEC(".maps");
 
 // Shared by all interfaces.
 struct {
@@ -53,8 +71,27 @@ struct {
 	__type(value, __u32);
 } xsks SEC(".maps");
 
+// What to look for in packets that are not to a VIP; shared by all interfaces, written by Go.
+struct watched {
+	__u8 replies;   // reply_sources is not empty
+	__u8 own;       // own is not empty
+	__u16 gue_port; // of GUE in UDP, host order; 0: none
+};
+
+struct watched watched SEC(".data.shared");
+
 // The interface's MAC: the six bytes in frame order in the low 48 bits of a little-endian word, written by Go.
 __u64 own_mac;
+
+// The interface's VLAN; 0: frames without a tag, or with one that has only a priority.
+const volatile __u16 vlan;
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 proto;
+};
+
+#define VLAN_ID 0x0fff
 
 // own_frame reports whether a frame is addressed to this interface. A frame for another host gets here when the NIC is
 // promiscuous (tcpdump) or the switch floods. The stack ignores such frames; taking them would forward packets twice,
@@ -66,54 +103,103 @@ static __always_inline bool own_frame(const struct ethhdr *eth)
 	return ((__u64)dst[0] | (__u64)dst[1] << 16 | (__u64)dst[2] << 32) == own_mac;
 }
 
+static __always_inline bool is_own(const struct address *addr)
+{
+	struct prefix key = {.bits = 128, .addr = *addr};
+
+	return bpf_map_lookup_elem(&own, &key);
+}
+
+enum kind { FOREIGN, TO_VIP, REPLY, LOOP };
+
+// classify finds out about a packet that is not to a VIP.
+static __always_inline enum kind classify(void *l3, void *end, bool ipv4)
+{
+	struct header h;
+	struct address inner;
+
+	// TCP carries no tunnel: without NAT the node's own sessions need no more than this.
+	if (!watched.replies && (ipv4 ? ((struct iphdr *)l3)->protocol : ((struct ipv6hdr *)l3)->nexthdr) == IPPROTO_TCP)
+		return FOREIGN;
+	if (!(ipv4 ? read_ipv4(l3, end, &h) : read_ipv6(l3, end, &h)))
+		return FOREIGN;
+	if (watched.own && tunnels(h.proto) && inner_destination(&h, end, watched.gue_port, &inner) &&
+	    bpf_map_lookup_elem(&vips, &inner) && (is_own(&h.dst) || is_own(&h.src)))
+		return LOOP;
+	// What a backend says to the node itself answers the node itself: a health probe.
+	if (watched.replies && is_reply(&h, end, ipv4) && !(watched.own && is_own(&h.dst)))
+		return REPLY;
+	return FOREIGN;
+}
+
 SEC("xdp")
 int sluice_steer(struct xdp_md *ctx)
 {
 	void *data = (void *)(long)ctx->data;
 	void *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
-	struct address dst = {};
+	void *l3 = eth + 1;
+	struct address dst;
+	enum kind kind = TO_VIP;
 
-	if ((void *)(eth + 1) > end)
+	if (l3 > end)
 		return XDP_PASS;
+	__be16 proto = eth->h_proto;
+	if (proto == bpf_htons(ETH_P_8021Q)) {
+		struct vlan_tag *tag = l3;
+
+		l3 = tag + 1;
+		if (l3 > end || (tag->tci & bpf_htons(VLAN_ID)) != bpf_htons(vlan))
+			return XDP_PASS;
+		proto = tag->proto;
+	} else if (vlan) {
+		return XDP_PASS;
+	}
 
 	// A frame too short to hold a destination is nobody's, and the stack drops it.
-	if (eth->h_proto == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = (void *)(eth + 1);
+	if (proto == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = l3;
 
 		if ((void *)(ip + 1) > end)
 			return XDP_PASS;
-		dst.word[2] = bpf_htonl(0xffff);
-		dst.word[3] = ip->daddr;
-	} else if (eth->h_proto == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip6 = (void *)(eth + 1);
+		set_ipv4(&dst, ip->daddr);
+	} else if (proto == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip6 = l3;
 
-		if ((void *)(ip6 + 1) > end)
-			return XDP_PASS;
-		dst.word[0] = ip6->daddr.in6_u.u6_addr32[0];
-		dst.word[1] = ip6->daddr.in6_u.u6_addr32[1];
-		dst.word[2] = ip6->daddr.in6_u.u6_addr32[2];
-		dst.word[3] = ip6->daddr.in6_u.u6_addr32[3];
-		// Not an IPv6 address on the wire (RFC 4291, 2.5.5.2), but the name of an IPv4 VIP in the map.
-		if (!dst.word[0] && !dst.word[1] && dst.word[2] == bpf_htonl(0xffff))
+		if ((void *)(ip6 + 1) > end || !set_ipv6(&dst, &ip6->daddr))
 			return XDP_PASS;
 	} else {
 		return XDP_PASS;
 	}
 
-	if (!own_frame(eth) || !bpf_map_lookup_elem(&vips, &dst))
+	if (!own_frame(eth))
 		return XDP_PASS;
+	if (!bpf_map_lookup_elem(&vips, &dst)) {
+		if (!watched.replies && !watched.own)
+			return XDP_PASS;
+		kind = classify(l3, end, proto == bpf_htons(ETH_P_IP));
+		if (kind == FOREIGN)
+			return XDP_PASS;
+	}
 
 	__u32 zero = 0;
 	struct counters *count = bpf_map_lookup_elem(&stats, &zero);
 	if (!count) // cannot be: the array has an element 0
 		return XDP_ABORTED;
+	if (kind == LOOP) {
+		count->to_vips++;
+		count->loops++;
+		return XDP_DROP;
+	}
 
 	// The helper looks the socket up itself and returns the flags' action when there is none, so its answer is the
 	// truth about this frame: no socket can come or go between a check and the redirect.
 	int action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
 
-	count->to_vips++;
+	if (kind == REPLY)
+		count->replies++;
+	else
+		count->to_vips++;
 	if (action == XDP_REDIRECT)
 		count->redirected++;
 	else

@@ -143,8 +143,11 @@ var table = []*metric{
 		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Steer.ToVIPs) })},
 	{name: "sluice_xdp_redirected_packets_total", kind: counter, help: "Packets to VIPs that were given to a worker's socket.", use: "What it exceeds the workers' received packets by was lost in full rings.",
 		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Steer.Redirected) })},
-	{name: "sluice_xdp_dropped_packets_total", kind: counter, labels: []string{"reason"}, help: "Packets to VIPs that the XDP programs dropped.", use: "no_socket that grows means that a receive queue is not served: look at `queues` in the configuration and at `sluice status`.",
-		read: func(s *control.Status, e emit) { e(float64(s.Traffic.Steer.NoSocket), "no_socket") }},
+	{name: "sluice_xdp_dropped_packets_total", kind: counter, labels: []string{"reason"}, help: "Packets to VIPs that the XDP programs dropped.", use: "no_socket that grows means that a receive queue is not served: look at `queues` in the configuration and at `sluice status`. loop means that the address of a node is used for a backend, or that a router sends what is meant for a backend back to the node.",
+		read: func(s *control.Status, e emit) {
+			e(float64(s.Traffic.Steer.NoSocket), "no_socket")
+			e(float64(s.Traffic.Steer.Loops), "loop")
+		}},
 
 	{name: "sluice_interface_up", kind: gauge, labels: []string{"interface"}, help: "1 if the interface is there and up, else 0.", use: "Alert on 0: its traffic does not arrive.",
 		read: iface(func(i *forwarder.InterfaceStats) bool { return i.Up })},
@@ -173,17 +176,21 @@ var table = []*metric{
 		read: socket(func(c *forwarder.SocketStats) uint64 { return c.RXRingFull })},
 	{name: "sluice_queue_fill_ring_empty_total", kind: counter, labels: []string{"interface", "queue"}, help: "Times the kernel found no free frame in the fill ring.", use: "Growth with drops means that the worker does not keep up.",
 		read: socket(func(c *forwarder.SocketStats) uint64 { return c.FillEmpty })},
-	{name: "sluice_queue_tx_invalid_descriptors_total", kind: counter, labels: []string{"interface", "queue"}, help: "Descriptors in the transmit ring that the kernel refused.", use: "Always 0; anything else is a fault of Sluice.",
+	{name: "sluice_queue_tx_invalid_descriptors_total", kind: counter, labels: []string{"interface", "queue"}, help: "Packets that the kernel would not send, or was not given because it would refuse them.", use: "Always 0; anything else is a fault of Sluice.",
 		read: socket(func(c *forwarder.SocketStats) uint64 { return c.TXInvalid })},
 	{name: "sluice_queue_tx_ring_empty_total", kind: counter, labels: []string{"interface", "queue"}, help: "Times the kernel found nothing to send.", use: "Of no concern; it tells how often the queue was drained.",
 		read: socket(func(c *forwarder.SocketStats) uint64 { return c.TXRingEmpty })},
 
-	{name: "sluice_worker_received_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker took from its queues.", use: "At rest it equals forwarded plus answered plus all dropped.",
+	{name: "sluice_worker_received_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker took from its queues.", use: "At rest it equals forwarded plus answered plus held plus all dropped.",
 		read: worker(func(w *control.Worker) uint64 { return w.Received })},
 	{name: "sluice_worker_answered_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker answered itself: echo requests to a VIP.", use: "Pings. What exceeds the limit is dropped under echo_limit.",
 		read: worker(func(w *control.Worker) uint64 { return w.Answered })},
-	{name: "sluice_worker_generated_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames sent beyond those forwarded and answered: copies of ICMP errors for a second backend.", use: "Only in the minute after a change of backends.",
+	{name: "sluice_worker_generated_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames sent beyond those forwarded and answered: ICMP errors and resets in place of packets that were dropped, the further pieces of packets that were fragmented, copies of ICMP errors for a second backend.", use: "Growth together with too_big means that the MTU towards the backends is too small for the outer headers.",
 		read: worker(func(w *control.Worker) uint64 { return w.Generated })},
+	{name: "sluice_worker_replies_packets_total", kind: counter, labels: []string{"worker"}, help: "Of the forwarded frames, those from NAT backends to clients.", use: "Only with forward: nat; about as many as go to the backends.",
+		read: worker(func(w *control.Worker) uint64 { return w.Replies })},
+	{name: "sluice_worker_held_packets", kind: gauge, labels: []string{"worker"}, help: "Fragments that wait for the first one of their datagram, 50 ms at most.", use: "Nearly always 0; at 64 further ones no longer wait.",
+		read: worker(func(w *control.Worker) uint64 { return w.Held })},
 	{name: "sluice_worker_forwarded_packets_total", kind: counter, labels: []string{"worker"}, help: "Frames that the worker forwarded.", use: "Its rate against received is the share that gets through.",
 		read: worker(func(w *control.Worker) uint64 { return w.Forwarded })},
 	{name: "sluice_worker_dropped_packets_total", kind: counter, labels: []string{"worker", "reason"}, help: "Frames that the worker did not forward, by reason; reasons that never occurred are left out.", use: "The first thing to look at when packets are lost; the reasons are below.",

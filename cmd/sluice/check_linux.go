@@ -1,0 +1,92 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/config"
+)
+
+func checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a configuration file: exit status 0 if it is good, else 1",
+		Long: `Check a configuration file. The exit status is 0 if it is good, else 1.
+
+On a machine that has the file's interfaces, addresses and MTUs are checked too: a node cannot be its own backend, and
+outer headers need room on the way to the backends. Elsewhere, a warning says what was not checked.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			machine, err := thisMachine()
+			if err != nil {
+				return err
+			}
+			cfg, warnings, err := config.LoadFor(args[0], machine)
+			for _, w := range warnings {
+				fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
+			}
+			if err != nil {
+				return err
+			}
+			backends := 0
+			for i := range cfg.Services {
+				backends += len(cfg.Services[i].Backends)
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%s: good, %d services, %d backends, hash %s\n", args[0], len(cfg.Services), backends, cfg.Hash())
+			return nil
+		},
+	}
+}
+
+// thisMachine is the machine, or network namespace, that the calling thread is on. It needs no privilege.
+func thisMachine() (*config.Machine, error) {
+	var links []netlink.Link
+	err := error(netlink.ErrDumpInterrupted)
+	for range 10 {
+		if links, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	byIndex, mtus := make(map[int]netlink.Link), make(map[string]int)
+	for _, l := range links {
+		byIndex[l.Attrs().Index], mtus[l.Attrs().Name] = l, l.Attrs().MTU
+	}
+	mtu := func(name string) (mtu int, exists bool) {
+		mtu, exists = mtus[name]
+		return mtu, exists
+	}
+	way := func(a netip.Addr) config.Way {
+		routes, err := netlink.RouteGet(net.IP(a.AsSlice()))
+		if err != nil || len(routes) == 0 {
+			return config.Way{} // unreachable, a blackhole …
+		}
+		r := &routes[0]
+		link := byIndex[r.LinkIndex]
+		switch {
+		case r.Type == unix.RTN_LOCAL:
+			return config.Way{Local: true}
+		case r.Type != unix.RTN_UNICAST || link == nil:
+			return config.Way{}
+		}
+		w := config.Way{Interface: link.Attrs().Name, MTU: link.Attrs().MTU}
+		if r.MTU > 0 {
+			w.MTU = min(w.MTU, r.MTU)
+		}
+		if below := byIndex[link.Attrs().ParentIndex]; link.Type() == "vlan" && below != nil {
+			w.Interface = below.Attrs().Name
+		}
+		return w
+	}
+	return &config.Machine{MTU: mtu, Way: way}, nil
+}
