@@ -56,6 +56,7 @@ func newTestRig(t testing.TB, flows uint64) *testRig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		r.worker.giveUp()
 		if at, err := r.nic.Umem().Audit(); err != nil || at.Worker != 0 {
 			t.Errorf("frames: %+v, %v", at, err)
 		}

@@ -191,6 +191,12 @@ func (v *ServiceSpec) validate() error {
 		if !b.Address.IsValid() {
 			return fmt.Errorf("backend %q has no address", b.Name)
 		}
+		if b.Port != 0 && (v.Mode != NAT || len(v.Ports) != 1 || v.Ports[0].First != v.Ports[0].Last) {
+			return fmt.Errorf("backend %q: a port of its own takes NAT, and a service with a single port", b.Name)
+		}
+		if v.Mode == NAT && b.Address.Unmap().Is4() != v.VIP.Unmap().Is4() {
+			return fmt.Errorf("backend %q: %s is of another family than the VIP, which NAT cannot translate to", b.Name, b.Address)
+		}
 		if v.Mode == L2 && b.Address.Unmap().Is4() != v.VIP.Unmap().Is4() {
 			return fmt.Errorf("backend %q: %s is of another family than the VIP, which l2 cannot forward to", b.Name, b.Address)
 		}

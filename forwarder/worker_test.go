@@ -15,6 +15,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/nexthop"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
 	"github.com/sluice-lb/sluice/maglev"
@@ -336,30 +337,73 @@ func TestConcurrentChanges(t *testing.T) {
 
 // Random frames, and mutations of good ones, never make a worker panic, and are all accounted for.
 func FuzzWorker(f *testing.F) {
-	for _, c := range []flow{client(1, "S"), client(2, "A"), {src: source6, dst: vip6, sport: 9, dport: 53, udp: true, payload: 20}} {
+	for _, c := range []flow{client(1, "S"), client(2, "A"), {src: source6, dst: vip6, sport: 9, dport: 53, udp: true, payload: 20},
+		{src: source4, dst: natVIP, sport: 7, dport: 80, flags: "S"}, {src: backend4(9), dst: source4, sport: 8080, dport: 7, flags: "SA"}} {
 		f.Add(c.frame(f))
+	}
+	for _, piece := range datagram(f, 1, 2, 3) {
+		f.Add(piece)
 	}
 	f.Add([]byte{})
 	r := newTestRig(f, 1000)
-	dns := ServiceSpec{Name: "dns", VIP: vip6, Protocol: protoUDP, Ports: []PortRange{{0, 65535}}, Mode: IPIP,
+	any6 := ServiceSpec{Name: "any6", VIP: vip6, Protocol: protoUDP, Ports: []PortRange{{0, 65535}}, Mode: IPIP,
 		Backends: []BackendSpec{{"d", netip.MustParseAddr("2001:db8:9::1"), 0, all}}}
-	r.apply(web(IPIP, 3), dns)
+	translated := ServiceSpec{Name: "nat", VIP: natVIP, Protocol: protoTCP, Ports: []PortRange{{80, 80}}, Mode: NAT, ClampMSS: 1000,
+		Backends: []BackendSpec{{"n", backend4(9), 8080, all}}}
+	refused := ServiceSpec{Name: "refused", VIP: vip4, Protocol: protoTCP, Ports: []PortRange{{81, 81}}, Mode: L2, Reject: true,
+		Backends: []BackendSpec{{"r", backend4(8), 0, maglev.MakeAdmit(maglev.Down, 0)}}}
+	r.apply(web(IPIP, 3), any6, dns(2), translated, refused)
+	r.engine.tunnel.Fragment = true
+	r.toClients(1000)
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if len(frame) > 1500 {
 			return
 		}
 		r.t = t
-		for _, out := range r.pass(frame) {
+		r.advance(time.Millisecond)
+		frames := [][]byte{frame}
+		if h := 14 + int(frame14(frame)&0xf)*4; frame14(frame)>>4 == 4 && h >= 34 && h <= len(frame) {
+			// Hardly any mutation has the right checksum.
+			right := bytes.Clone(frame)
+			setIPv4Checksum(right[14:h])
+			frames = append(frames, right)
+		}
+		for _, out := range r.pass(frames...) {
 			p := gopacket.NewPacket(out, layers.LayerTypeEthernet, gopacket.DecodeOptions{NoCopy: true})
 			ip := p.NetworkLayer()
 			if ip == nil {
 				t.Fatalf("the frame that was sent has no IP layer: %x", out)
 			}
-			if v4, ok := ip.(*layers.IPv4); ok && int(v4.Length)+14 != len(out) {
-				t.Fatalf("the frame that was sent is %d bytes long, its IP header says %d + 14", len(out), v4.Length)
+			length := 14
+			if p.Layer(layers.LayerTypeDot1Q) != nil {
+				length += 4 // an answer goes back with its tag
+			}
+			if v4, ok := ip.(*layers.IPv4); ok && int(v4.Length)+length != len(out) {
+				t.Fatalf("the frame that was sent is %d bytes long, its IP header says %d + %d", len(out), v4.Length, length)
 			}
 		}
 	})
+}
+
+// frame14 returns the first byte of the IP header, 0 if there is none.
+func frame14(frame []byte) byte {
+	if len(frame) < 15 {
+		return 0
+	}
+	return frame[14]
+}
+
+var natVIP = netip.MustParseAddr("192.0.2.20")
+
+// toClients gives the engine routes to everywhere, with an MTU.
+func (r *testRig) toClients(mtu int) {
+	ways := map[netip.Prefix]nexthop.Hop{netip.MustParsePrefix("0.0.0.0/0"): {}, netip.MustParsePrefix("::/0"): {}}
+	routes := nexthop.NewRoutes(ways)
+	hops := make([]Hop, len(routes.Ways()))
+	for i := range hops {
+		hops[i] = Hop{Src: nodeMAC, Dst: peerMAC, MTU: mtu}
+	}
+	r.engine.SetRoutes(routes, hops)
 }
 
 // The packets of one batch leave by the interfaces that their backends are reached by, in the order in which they came. A

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/config"
@@ -88,5 +90,48 @@ func thisMachine() (*config.Machine, error) {
 		}
 		return w
 	}
-	return &config.Machine{MTU: mtu, Way: way}, nil
+	multiBuffer := func(name string) bool {
+		for index, l := range byIndex {
+			if l.Attrs().Name == name {
+				return takesMultiBuffer(index)
+			}
+		}
+		return false
+	}
+	return &config.Machine{MTU: mtu, MultiBuffer: multiBuffer, Way: way}, nil
+}
+
+// Numbers of the netdev family (include/uapi/linux/netdev.h).
+const (
+	netdevGet            = 1      // NETDEV_CMD_DEV_GET
+	netdevIfindex        = 1      // NETDEV_A_DEV_IFINDEX
+	netdevXDPFeatures    = 3      // NETDEV_A_DEV_XDP_FEATURES
+	xdpReceivesFragments = 1 << 5 // NETDEV_XDP_ACT_RX_SG
+)
+
+// takesMultiBuffer asks the kernel whether a driver runs XDP programs on packets in several buffers: XDP features of the
+// netdev family (Documentation/netlink/specs/netdev.yaml), Linux 6.3. An older kernel does not answer, and cannot.
+func takesMultiBuffer(ifindex int) bool {
+	family, err := netlink.GenlFamilyGet("netdev")
+	if err != nil {
+		return false
+	}
+	req := nl.NewNetlinkRequest(int(family.ID), 0)
+	// Not nl.Genlmsg: it leaves the two reserved bytes of the header to chance, and this family insists on zeroes.
+	header := []byte{netdevGet, 1, 0, 0}
+	req.AddRawData(append(header, nl.NewRtAttr(netdevIfindex, nl.Uint32Attr(uint32(ifindex))).Serialize()...))
+	answers, err := req.Execute(unix.NETLINK_GENERIC, 0)
+	if err != nil || len(answers) != 1 || len(answers[0]) < nl.SizeofGenlmsg {
+		return false
+	}
+	attrs, err := nl.ParseRouteAttr(answers[0][nl.SizeofGenlmsg:])
+	if err != nil {
+		return false
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == netdevXDPFeatures && len(a.Value) == 8 {
+			return binary.NativeEndian.Uint64(a.Value)&xdpReceivesFragments != 0
+		}
+	}
+	return false
 }

@@ -83,6 +83,18 @@ func TestCheck(t *testing.T) {
 	good(two, "192.0.2.10", "10.0.0.12", "warning: :3:71: services[0].forward: 20 bytes of outer headers leave 1380 of the 1400 that a packet to 10.0.0.12 may have, "+
 		"but up to 1500 arrive on eth0; raise the MTU towards the backends to 1520, or have sluice-agent clamp the MSS\n")
 
+	// Large frames come in several buffers, if the driver can do that: veth can, a bridge cannot.
+	if err := node.SetMTU("eth1", 9000); err != nil {
+		t.Fatal(err)
+	}
+	good("[{name: eth1}]", "192.0.2.10", "10.0.0.11", "")
+	if err := node.Bridge("br9", nil, 9000); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := check("[{name: br9}]", "192.0.2.10", "10.0.0.11"); err == nil || !strings.Contains(err.Error(), "found br9 with an MTU of 9000, expected an MTU of at most 3500") {
+		t.Errorf("a driver without multi-buffer XDP: %v", err)
+	}
+
 	for _, own := range []string{"10.0.0.2", "fd01::2"} {
 		_, _, err := check(two, "192.0.2.10", own)
 		want := path + ":3:107: services[0].backends[0].address: found " + own + ", an address of this machine, expected the address of another machine " +

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/internal/control"
 )
 
@@ -127,12 +128,14 @@ func printStatus(out io.Writer, s control.Status) error {
 	t := s.Traffic.Table
 	fmt.Fprintf(w, "\nflow table: %d MiB for %d flows; %d established, %d on probation, %d closing at the last sweep; %d inserted, %d evicted, %d refused\n",
 		t.Bytes>>20, t.Words/2, t.Established, t.Probation, t.Closing, t.Inserted, t.Evicted, t.Refused)
-	var received, forwarded, answered uint64
+	var received, forwarded, answered, generated, held uint64
 	dropped := control.Dropped{}
 	for _, x := range s.Traffic.Workers {
 		received += x.Received
 		forwarded += x.Forwarded
 		answered += x.Answered
+		generated += x.Generated
+		held += x.Held
 		for reason, n := range x.Dropped {
 			dropped[reason] += n
 		}
@@ -140,9 +143,13 @@ func printStatus(out io.Writer, s control.Status) error {
 			fmt.Fprintf(w, "worker %d was started again %d times after a fault; see the log\n", x.ID, x.Restarts)
 		}
 	}
-	fmt.Fprintf(w, "to VIPs: %d packets; %d received, %d forwarded, %d answered\n", s.Traffic.Steer.ToVIPs, received, forwarded, answered)
-	if n := s.Traffic.Steer.NoSocket; n > 0 {
-		dropped["no_socket"] = n
+	steer := s.Traffic.Steer
+	fmt.Fprintf(w, "to VIPs: %d packets, from NAT backends: %d; %d received, %d forwarded, %d answered, %d held; %d more were sent\n",
+		steer.ToVIPs, steer.Replies, received, forwarded, answered, held, generated)
+	for reason, n := range map[packet.Reason]uint64{packet.NoSocket: steer.NoSocket, packet.Loop: steer.Loops} {
+		if n > 0 {
+			dropped[reason.String()] = n
+		}
 	}
 	printDropped(w, dropped)
 	return w.Flush()

@@ -64,6 +64,18 @@ func (r *Routes) Find(a netip.Addr, hash uint64) (way int, ok bool) {
 // Source is zero unless the route names a preferred one.
 func (r *Routes) Ways() []Hop { return slices.Clone(r.ways) }
 
+// NewRoutes returns a table of the given routes, each with one way: for an engine that has no kernel around it, as on the
+// memory NIC.
+func NewRoutes(ways map[netip.Prefix]Hop) *Routes {
+	r := &Routes{table: new(bart.Table[uint32])}
+	for p, h := range ways {
+		r.table.Insert(p, uint32(len(r.ways)))
+		r.groups = append(r.groups, group{way: int32(len(r.ways))})
+		r.ways = append(r.ways, h)
+	}
+	return r
+}
+
 // layer makes Routes of the kernel's routes, links and neighbours.
 type layer struct {
 	rib   *rib

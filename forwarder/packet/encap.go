@@ -92,6 +92,9 @@ func (e *Encap) sumAddrs() {
 // Overhead returns by how many bytes Apply lengthens an IP packet: 0 with L2 and NAT, 20 or 40 with IPIP, 28 or 48 with GUE.
 func (e *Encap) Overhead() int { return int(e.overhead) }
 
+// Checksummed says whether Apply sums up the whole packet, for the UDP checksum of GUE.
+func (e *Encap) Checksummed() bool { return e.options&checksummed != 0 }
+
 // Apply puts the header of e before a packet. mem[start:] begins with the frame that m was parsed from, m.Reason being
 // None. The new frame begins at newStart, ends where the IP packet ends, without the padding that it came with, and is
 // newLen bytes long. It has no 802.1Q tag; one that the old frame had is left before it. The IP packet itself is left as it

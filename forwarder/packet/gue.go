@@ -58,23 +58,13 @@ func (e *Encap) finish(frame []byte, hash uint64) {
 		old := binary.BigEndian.Uint32(last)
 		binary.BigEndian.PutUint32(last, old|bits)
 		if len(addrs) == 8 {
-			addSum(ip[10:12], uint16(old>>16), uint16((old|bits)>>16))
-			addSum(ip[10:12], uint16(old), uint16(old|bits))
+			addDifference(ip[10:12], difference(old, old|bits))
 		}
 	}
 	if e.options&checksummed != 0 {
-		// The pseudo header (RFC 768, RFC 8200): addresses, length and protocol.
-		pseudo := [4]byte{0, ProtoUDP, udp[4], udp[5]}
-		sum := sumBytes(addWords(addWords(0, addrs), pseudo[:]), udp)
-		sum = sum>>32 + sum&0xffffffff
-		sum = sum>>32 + sum&0xffffffff
-		sum = sum>>16 + sum&0xffff
-		sum = sum>>16 + sum&0xffff
-		sum = sum>>16 + sum&0xffff
-		check := ^uint16(sum)
-		if check == 0 {
-			check = 0xffff // zero would say that there is none
+		putChecksum(udp[6:8], transportSum(addrs, ProtoUDP, udp))
+		if udp[6]|udp[7] == 0 {
+			udp[6], udp[7] = 0xff, 0xff // zero would say that there is none
 		}
-		binary.LittleEndian.PutUint16(udp[6:], check)
 	}
 }

@@ -138,15 +138,15 @@ func EchoReply(frame []byte, m *Meta) (length int) {
 	sum := icmp[2:4]
 	if m.Flags&V6 == 0 {
 		swap(ip[12:16], ip[16:20])
-		addSum(ip[10:12], uint16(ip[8])<<8, hopLimit<<8)
+		addDifference(ip[10:12], difference(uint32(ip[8])<<8, hopLimit<<8))
 		ip[8] = hopLimit
-		addSum(sum, icmpEcho<<8, 0)
+		addDifference(sum, difference(icmpEcho<<8, 0))
 		icmp[0] = 0
 		return int(m.End)
 	}
 	swap(ip[8:24], ip[24:40])
 	ip[7] = hopLimit // not in any checksum
-	addSum(sum, icmp6Echo<<8, (icmp6Echo+1)<<8)
+	addDifference(sum, difference(icmp6Echo<<8, (icmp6Echo+1)<<8))
 	icmp[0] = icmp6Echo + 1
 	return int(m.End)
 }
@@ -157,12 +157,4 @@ func swap(a, b []byte) {
 	n := copy(c[:], a)
 	copy(a, b)
 	copy(b, c[:n])
-}
-
-// addSum changes a checksum as its data changes from old to new: HC' = ~(~HC + ~m + m') (RFC 1624, equation 3).
-func addSum(sum []byte, old, new uint16) {
-	s := uint32(^binary.BigEndian.Uint16(sum)) + uint32(^old) + uint32(new)
-	s = s>>16 + s&0xffff
-	s = s>>16 + s&0xffff
-	binary.BigEndian.PutUint16(sum, ^uint16(s))
 }

@@ -9,9 +9,11 @@ import "golang.org/x/sys/unix"
 const Continued = unix.XDP_PKT_CONTD
 
 const (
-	// maxParts is the most frames of one packet that the kernel sends whatever the device: each becomes a fragment of a
-	// socket buffer, of which there are MAX_SKB_FRAGS (xsk_build_skb_zerocopy in net/xdp/xsk.c; xsk_build_skb, for other
-	// devices, takes one more). Frames of a longer one would be lost: they are dropped and never completed.
+	// maxParts is the most frames of one packet that the kernel sends in copy mode whatever the device: each becomes a
+	// fragment of a socket buffer, of which there are MAX_SKB_FRAGS (xsk_build_skb_zerocopy in net/xdp/xsk.c;
+	// xsk_build_skb, for other devices, takes one more). Frames of a longer one would be lost: they are dropped and never
+	// completed. In zero-copy mode the limit is the driver's (xdp_zc_max_segs in its netdev, at least 2), which may be
+	// lower and is not known here.
 	maxParts = 17
 
 	// behind is how far the memory goes on behind the last frame, see Umem.Memory: the length of a packet of as many

@@ -5,11 +5,13 @@ import (
 	"net/netip"
 )
 
-// Machine is what LoadFor asks about the machine that a file is for. Both functions are called by the goroutine that loads
+// Machine is what LoadFor asks about the machine that a file is for. The functions are called by the goroutine that loads
 // it.
 type Machine struct {
 	// MTU returns how many bytes an IP packet on an interface has at most; false if there is no such interface.
 	MTU func(iface string) (mtu int, exists bool)
+	// MultiBuffer reports whether the interface's driver gives an XDP program packets that are in several buffers.
+	MultiBuffer func(iface string) bool
 	// Way returns the machine's way to an address.
 	Way func(netip.Addr) Way
 }
@@ -45,6 +47,10 @@ func (p *places) checkMachine(c *Config, m *Machine) {
 			continue
 		}
 		mtus[name] = mtu
+		if mtu > singleBuffer && !m.MultiBuffer(name) {
+			at.refuseAs(fmt.Sprintf("%s with an MTU of %d", name, mtu), fmt.Sprintf("an MTU of at most %d", singleBuffer),
+				"this driver cannot give larger packets, which come in several buffers, to an XDP program")
+		}
 	}
 	if len(mtus) == 0 {
 		return

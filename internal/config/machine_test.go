@@ -14,6 +14,8 @@ func fake(mtus map[string]int, ways map[string]Way) *Machine {
 	return &Machine{
 		MTU: func(name string) (int, bool) { mtu, ok := mtus[name]; return mtu, ok },
 		Way: func(a netip.Addr) Way { return ways[a.String()] },
+		// One driver cannot.
+		MultiBuffer: func(name string) bool { return name != "old0" },
 	}
 }
 
@@ -134,6 +136,9 @@ func TestMachineRefusals(t *testing.T) {
 		}},
 		{"checksums over one buffer", summed + valid, interfaces{"eth0": 3500}, wide, nil},
 		{"several buffers without checksums", valid, interfaces{"eth0": 9000}, wide, nil},
+		{"several buffers, and a driver that has one", strings.Replace(valid, "name: eth0", "name: old0", 1), interfaces{"old0": 9000}, both(Way{Interface: "old0", MTU: 9000}), []string{
+			":2:11: interfaces[0].name: found old0 with an MTU of 9000, expected an MTU of at most 3500 (this driver cannot give larger packets, which come in several buffers, to an XDP program)",
+		}},
 		{"with what the file alone shows", strings.Replace(valid, "ports: 80", "ports: 0", 1), interfaces{"eth0": 1500}, own, []string{
 			":7:12: services[0].ports: found 0, expected a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
 			":13:18: services[0].backends[1].address: found 10.0.0.2, an address of this machine, expected the address of another machine (a node cannot be its own backend: what it sends does not come back to it)",
