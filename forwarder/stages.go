@@ -171,7 +171,11 @@ func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
 		w.refuse(i, packet.TTLExpired, 0, now)
 		return
 	}
-	if m.End-m.L3 > t.maxLen || w.descs[i].Options != 0 && t.encap.Checksummed() { // what is in several frames is not summed up
+	if w.descs[i].Options != 0 && t.encap.Checksummed() { // what is in several frames is not summed up
+		m.Reason = packet.TooBig
+		return
+	}
+	if m.End-m.L3 > t.maxLen {
 		w.tooBig(snap, i, t, x, q, now)
 		return
 	}
