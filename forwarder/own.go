@@ -41,43 +41,20 @@ func (w *Worker) refuse(i int, r packet.Reason, mtu int, now int64) {
 	w.depart(w.fromQueue, i, start, length)
 }
 
-// tooBig treats packet i, which exceeds the MTU towards its target: it goes in pieces if its sender allows that, else the
-// sender is told.
-func (w *Worker) tooBig(snap *Snapshot, i int, t *target, x exit, q int32, now int64) {
-	if !packet.MayFragment(w.frame(&w.descs[i]), &w.metas[i]) {
-		w.refuse(i, packet.TooBig, int(t.maxLen), now)
-		return
+// divide treats packet i, which exceeds the MTU of its way: it goes in pieces if its sender allows that, else the sender is
+// told. If it goes on, packet i is now the first piece, and the others are those of the batch from index first on; whole is
+// what Meta.End was, which the caller puts back once the piece has left, since a packet is counted as it came.
+func (w *Worker) divide(snap *Snapshot, i int, mtu uint16, now int64) (first int, whole uint16, ok bool) {
+	m := &w.metas[i]
+	if !packet.MayFragment(w.frame(&w.descs[i]), m) {
+		w.refuse(i, packet.TooBig, int(mtu), now)
+		return 0, 0, false
 	}
-	whole := w.metas[i].End
-	first, ok := w.cut(snap, i, int(t.maxLen))
-	if !ok {
-		w.metas[i].Reason = packet.TooBig
-		return
+	whole = m.End
+	if first, ok = w.cut(snap, i, int(mtu)); !ok {
+		m.Reason = packet.TooBig
 	}
-	w.leave(i, t, x, q)
-	w.metas[i].End = whole // it is counted as it came
-	for k := first; k < w.received+w.copies; k++ {
-		w.leave(k, t, x, q)
-	}
-}
-
-// tooBigReply is tooBig for a reply of a NAT backend.
-func (w *Worker) tooBigReply(snap *Snapshot, i int, q int32, y *way, x exit, now int64) {
-	if !packet.MayFragment(w.frame(&w.descs[i]), &w.metas[i]) {
-		w.refuse(i, packet.TooBig, int(y.maxLen), now)
-		return
-	}
-	whole := w.metas[i].End
-	first, ok := w.cut(snap, i, int(y.maxLen))
-	if !ok {
-		w.metas[i].Reason = packet.TooBig
-		return
-	}
-	w.translateBack(snap, i, q, y, x)
-	w.metas[i].End = whole
-	for k := first; k < w.received+w.copies; k++ {
-		w.translateBack(snap, k, q, y, x)
-	}
+	return first, whole, ok
 }
 
 // cut makes packet i the first of its fragments of at most mtu bytes, and adds the others to the batch from index first on.

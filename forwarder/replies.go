@@ -66,11 +66,17 @@ func (w *Worker) rewriteReply(snap *Snapshot, i int, now int64) {
 		m.Reason = packet.EgressDown
 		return
 	}
-	if m.End-m.L3 > y.maxLen {
-		w.tooBigReply(snap, i, q, y, x, now)
+	if m.End-m.L3 <= y.maxLen {
+		w.translateBack(snap, i, q, y, x)
 		return
 	}
-	w.translateBack(snap, i, q, y, x)
+	if first, whole, ok := w.divide(snap, i, y.maxLen, now); ok {
+		w.translateBack(snap, i, q, y, x)
+		m.End = whole
+		for k := first; k < w.received+w.copies; k++ {
+			w.translateBack(snap, k, q, y, x)
+		}
+	}
 }
 
 // translateBack rewrites packet i of the batch, a reply, and has it leave.

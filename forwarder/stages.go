@@ -175,11 +175,17 @@ func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
 		m.Reason = packet.TooBig
 		return
 	}
-	if m.End-m.L3 > t.maxLen {
-		w.tooBig(snap, i, t, x, q, now)
+	if m.End-m.L3 <= t.maxLen {
+		w.leave(i, t, x, q)
 		return
 	}
-	w.leave(i, t, x, q)
+	if first, whole, ok := w.divide(snap, i, t.maxLen, now); ok {
+		w.leave(i, t, x, q)
+		m.End = whole
+		for k := first; k < w.received+w.copies; k++ {
+			w.leave(k, t, x, q)
+		}
+	}
 }
 
 // leave puts the header of its target before packet i, and has it leave.

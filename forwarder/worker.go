@@ -15,7 +15,7 @@ import (
 const (
 	// batchSize is how many frames go through the stages together. Fewer cost more a packet, more gain nothing.
 	batchSize = 64
-	// maxCopies is how many frames of the worker's own a batch can have beside those received; see copyTo and tooBig.
+	// maxCopies is how many frames of the worker's own a batch can have beside those received; see copyTo and divide.
 	maxCopies = batchSize
 	// emptyPolls is how often a worker looks at all its queues in vain before it sleeps.
 	emptyPolls = 256
