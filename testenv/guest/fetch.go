@@ -17,8 +17,11 @@ import (
 	"sync"
 )
 
-// sourcesFile tells where this system gets its packages.
-const sourcesFile = "/etc/apt/sources.list.d/debian.sources"
+// sourcesFiles tell where this system gets its packages: images of Debian 12 have the first, its installer writes the second.
+var sourcesFiles = []string{"/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"}
+
+// archiveKey is the key of Debian's archives, for sources that name none.
+const archiveKey = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 // Package is a Debian package of which one version is wanted.
 type Package struct {
@@ -82,9 +85,13 @@ func fetch(p Package, work, tree string) error {
 			return err
 		}
 	}
-	sources, err := os.ReadFile(sourcesFile)
-	if err != nil {
-		return fmt.Errorf("%w; the address of the packages is taken from there, on Debian 12", err)
+	var sources []byte
+	for _, file := range sourcesFiles {
+		text, err := os.ReadFile(file)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		sources = append(append(sources, text...), '\n')
 	}
 	uri, key, err := source(sources)
 	if err != nil {
@@ -127,9 +134,15 @@ func fetch(p Package, work, tree string) error {
 	return err
 }
 
-// source reads the first source of a file in deb822 format.
+// source reads the first source, in deb822 format or in that of one line.
 func source(sources []byte) (uri, key string, err error) {
 	for line := range strings.Lines(string(sources)) {
+		if fields := strings.Fields(line); len(fields) > 2 && fields[0] == "deb" {
+			if u, k := oneLine(fields[1:]); uri == "" && !strings.HasPrefix(u, "cdrom:") {
+				uri, key = u, k
+			}
+			continue
+		}
 		name, value, _ := strings.Cut(line, ":")
 		switch fields := strings.Fields(value); {
 		case len(fields) == 0:
@@ -139,10 +152,28 @@ func source(sources []byte) (uri, key string, err error) {
 			key = fields[0]
 		}
 	}
-	if uri == "" || key == "" {
-		return "", "", fmt.Errorf("%s: found no URIs and Signed-By; the format is deb822", sourcesFile)
+	if uri == "" {
+		return "", "", fmt.Errorf("%s: found no source of packages", strings.Join(sourcesFiles, ", "))
 	}
-	return uri, key, nil
+	return uri, cmp.Or(key, archiveKey), nil
+}
+
+// oneLine reads a source in the format of sources.list, without its type: options in brackets, address, suite …
+func oneLine(fields []string) (uri, key string) {
+	if strings.HasPrefix(fields[0], "[") {
+		for len(fields) > 1 {
+			option := strings.Trim(fields[0], "[]")
+			if k, ok := strings.CutPrefix(option, "signed-by="); ok {
+				key = k
+			}
+			last := strings.HasSuffix(fields[0], "]")
+			fields = fields[1:]
+			if last {
+				break
+			}
+		}
+	}
+	return fields[0], key
 }
 
 var number = regexp.MustCompile(`\d+`)

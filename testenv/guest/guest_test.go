@@ -20,12 +20,19 @@ func TestNewest(t *testing.T) {
 }
 
 func TestSource(t *testing.T) {
-	uri, key, err := source([]byte("Types: deb\n# http://comment.invalid\nURIs: http://a.invalid/debian\nSigned-By: /k.gpg\n\nURIs: http://b.invalid\n"))
-	if err != nil || uri != "http://a.invalid/debian" || key != "/k.gpg" {
-		t.Errorf("got %q, %q, %v", uri, key, err)
+	for text, want := range map[string][2]string{
+		"Types: deb\n# http://comment.invalid\nURIs: http://a.invalid/debian\nSigned-By: /k.gpg\n\nURIs: http://b.invalid\n": {"http://a.invalid/debian", "/k.gpg"},
+		"# deb http://comment.invalid suite main\ndeb cdrom:[Debian]/ suite main\ndeb http://a.invalid suite main\n":         {"http://a.invalid", archiveKey},
+		"deb [ arch=amd64 signed-by=/k.gpg ] http://a.invalid suite main\n":                                                  {"http://a.invalid", "/k.gpg"},
+		"deb [signed-by=/k.gpg] http://a.invalid suite main\n":                                                               {"http://a.invalid", "/k.gpg"},
+	} {
+		uri, key, err := source([]byte(text))
+		if err != nil || uri != want[0] || key != want[1] {
+			t.Errorf("%q: got %q, %q, %v", text, uri, key, err)
+		}
 	}
-	if _, _, err := source([]byte("deb http://a.invalid suite main\n")); err == nil {
-		t.Error("the one-line format was taken")
+	if _, _, err := source([]byte("deb-src http://a.invalid suite main\n")); err == nil {
+		t.Error("a source of sources was taken")
 	}
 }
 
