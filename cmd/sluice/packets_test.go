@@ -3,10 +3,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -78,9 +80,13 @@ func TestNATOverTwoNodes(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t, 2, 3)
 	s.throughNodes()
-	s.up(s.nat(testVIP4, "tcp", "80", 7000), s.nat(testVIP6, "tcp", "7001", 0))
 	s.echoServers(7000)
 	s.echoServers(7001)
+	services := []rigService{s.nat(testVIP4, "tcp", "80", 7000), s.nat(testVIP6, "tcp", "7001", 0)}
+	for i := range services {
+		services[i].Check = fmt.Sprintf("{type: tcp, port: %d, interval: 200ms, timeout: 150ms, rise: 1, fall: 1}", 7000+i)
+	}
+	s.up(services...)
 	for i := range 12 {
 		for _, to := range []netip.AddrPort{netip.AddrPortFrom(testVIP4, 80), netip.AddrPortFrom(testVIP6, 7001)} {
 			if err := s.transfer(to, uint64(i), 1<<20); err != nil {
@@ -95,8 +101,15 @@ func TestNATOverTwoNodes(t *testing.T) {
 			t.Errorf("%s took no part", n.name())
 		}
 	}
-	// The backends' other traffic through the node's interface is the kernel's: its own address answers.
+	// What the backends send to the node itself is the kernel's, from the services' ports too: probes are answered.
 	for _, n := range s.nodes {
+		for _, svc := range s.status(n).Traffic.Services {
+			for _, b := range svc.Backends {
+				if b.Health.State != control.StateUp {
+					t.Errorf("%s: %s of %s is %s: %s", n.name(), b.Name, svc.Name, b.Health.State, b.Health.Evidence)
+				}
+			}
+		}
 		s.run(s.backends[0].Namespace, 10*time.Second, "ping", "-q", "-c", "2", "-i", "0.1", "-W", "2", n.IPv4.String())
 	}
 	s.down()
@@ -319,6 +332,24 @@ func (s *system) knock(network string, to netip.AddrPort, limit time.Duration) e
 	return err
 }
 
+// echo has a client in a namespace say something to an echo server.
+func (s *system) echo(client *testenv.Namespace, to netip.AddrPort) error {
+	conn, err := client.Dialer().DialContext(context.Background(), "tcp", to.String())
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	said, heard := []byte("hello"), make([]byte, 5)
+	if _, err := conn.Write(said); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(conn, heard); err != nil || !bytes.Equal(said, heard) {
+		return fmt.Errorf("heard %q: %w", heard, err)
+	}
+	return nil
+}
+
 // VIP traffic arrives by one interface and leaves by another one, to backends on a LAN of their own, and with NAT comes back
 // the same way.
 func TestTwoArms(t *testing.T) {
@@ -381,6 +412,14 @@ func TestTwoArms(t *testing.T) {
 				t.Errorf("%v: %v", to, err)
 			}
 		}
+	}
+	// A client on the node's own link, whose Ethernet address the node has to find out for the first reply.
+	near, err := s.net.AddBackend()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.echo(near.Namespace, netip.AddrPortFrom(testVIP6, 7000)); err != nil {
+		t.Errorf("a client on the node's link: %v", err)
 	}
 	for _, i := range s.status(node).Traffic.Interfaces {
 		sent := uint64(0)
