@@ -65,8 +65,7 @@ func (t *fragmentTable) add(f *packet.FragmentInfo, flow uint64, now int64) (kno
 	if flow != 0 && e.flow.Load()&(flowKnown|flowOverlap) == 0 {
 		e.flow.CompareAndSwap(0, flow)
 	}
-	known = e.flow.Load()
-	if known&flowOverlap != 0 {
+	if known, ok = t.flow(f.Key, now); !ok {
 		return 0, false
 	}
 	if !e.note(f) {
@@ -78,12 +77,18 @@ func (t *fragmentTable) add(f *packet.FragmentInfo, flow uint64, now int64) (kno
 
 // flow returns a datagram's flow, 0 if it is not known (yet), and whether its fragments may go on.
 func (t *fragmentTable) flow(key uint64, now int64) (flow uint64, ok bool) {
-	e := t.find(key, now)
-	if e == nil {
-		return 0, true
+	set := t.set(key)
+	// Two workers that see a datagram at the same moment may make an entry each: what either knows counts.
+	for i := range set {
+		e := &set[i]
+		if e.key.Load() != key || now-e.seen.Load() >= fragmentNanos {
+			continue
+		}
+		if flow = e.flow.Load(); flow != 0 {
+			return flow &^ flowOverlap, flow&flowOverlap == 0
+		}
 	}
-	flow = e.flow.Load()
-	return flow, flow&flowOverlap == 0
+	return 0, true
 }
 
 // note takes a range into the list, unless it overlaps another.
@@ -125,21 +130,22 @@ func (t *fragmentTable) set(key uint64) []fragmentEntry {
 	return t.entries[at : at+fragmentWays]
 }
 
-func (t *fragmentTable) find(key uint64, now int64) *fragmentEntry {
-	set := t.set(key)
-	for i := range set {
-		if e := &set[i]; e.key.Load() == key && now-e.seen.Load() < fragmentNanos {
+// entry returns the entry of a datagram that is not complete, taking one for it if there is none: a free one, else the one
+// that has been silent for longest. It returns nil only if other workers are taking its places at this very moment.
+func (t *fragmentTable) entry(key uint64, now int64) *fragmentEntry {
+	for range 16 {
+		if e := t.tryEntry(key, now); e != nil {
 			return e
 		}
 	}
 	return nil
 }
 
-// entry returns the entry of a datagram that is not complete, taking one for it if there is none: a free one, else the one
-// that has been silent for longest. It returns nil only if other workers are taking all of its places at this moment.
-func (t *fragmentTable) entry(key uint64, now int64) *fragmentEntry {
+// tryEntry is entry, but returns nil whenever another worker was quicker.
+func (t *fragmentTable) tryEntry(key uint64, now int64) *fragmentEntry {
 	set := t.set(key)
 	var victim *fragmentEntry
+	var was uint64 // its key
 	oldest := now + 1
 	for i := range set {
 		e := &set[i]
@@ -155,13 +161,10 @@ func (t *fragmentTable) entry(key uint64, now int64) *fragmentEntry {
 			seen = min(seen, 0)
 		}
 		if seen < oldest {
-			victim, oldest = e, seen
+			victim, was, oldest = e, k, seen
 		}
 	}
-	if victim == nil {
-		return nil
-	}
-	if k := victim.key.Load(); k == keyBusy || !victim.key.CompareAndSwap(k, keyBusy) {
+	if victim == nil || !victim.key.CompareAndSwap(was, keyBusy) {
 		return nil
 	}
 	victim.flow.Store(0)
@@ -174,16 +177,5 @@ func (t *fragmentTable) entry(key uint64, now int64) *fragmentEntry {
 	}
 	victim.seen.Store(now)
 	victim.key.Store(key)
-	// Two workers may have taken one each: the first in the set stays.
-	for i := range set {
-		e := &set[i]
-		if e == victim {
-			return e
-		}
-		if e.key.Load() == key && now-e.seen.Load() < fragmentNanos && !e.complete() {
-			victim.key.CompareAndSwap(key, 0)
-			return e
-		}
-	}
 	return victim
 }

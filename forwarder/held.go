@@ -34,6 +34,7 @@ func (w *Worker) fragment(i int, now int64) {
 	m, d := &w.metas[i], &w.descs[i]
 	frame := w.frame(d)
 	info := packet.ReadFragment(frame, &w.engine.keys.Flow, m)
+	info.Key = max(info.Key, keyBusy+1) // the others have a meaning
 	if m.Flags&packet.First != 0 {
 		if _, ok := w.engine.fragments.add(&info, packFlow(m), now); !ok {
 			m.Reason = packet.FragmentOverlap

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -142,17 +141,7 @@ func TestNATErrors(t *testing.T) {
 // length were sent and lost.
 func (s *system) udpLoss(to netip.Addr, length int) (sent, lost float64) {
 	s.t.Helper()
-	var report struct {
-		Error string
-		End   struct {
-			Sum struct{ Packets, LostPackets float64 }
-		}
-	}
-	out, err := s.net.Client.Run(30*time.Second, testenv.Cmd{Path: "iperf3", Args: []string{
-		"-c", to.String(), "-u", "-b", "40M", "-l", fmt.Sprint(length), "-t", "1", "-J"}})
-	if jsonErr := json.Unmarshal([]byte(out), &report); err != nil || jsonErr != nil || report.Error != "" {
-		s.t.Fatalf("iperf3 to %v, %d bytes: %v %v %s", to, length, err, jsonErr, report.Error)
-	}
+	report := s.iperf3(to, "-u", "-b", "40M", "-l", fmt.Sprint(length))
 	return report.End.Sum.Packets, report.End.Sum.LostPackets
 }
 

@@ -80,7 +80,7 @@ func (r *memoryRig) replay(t *testing.T, c *testCase) result {
 	for end := time.Now().Add(5 * time.Second); ; time.Sleep(200 * time.Microsecond) {
 		collect()
 		res.books = engineBooks(t, r.engine).minus(before)
-		if res.books.received >= sent && res.books.held == 0 && r.quiet(res) || time.Now().After(end) {
+		if res.books.received >= sent && res.books.held == 0 && res.books.balanced() && r.quiet(res) || time.Now().After(end) {
 			break
 		}
 	}
