@@ -6,7 +6,7 @@ TOOL       := $(GO) tool -modfile=tools/go.mod
 VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS    := -s -w -X main.version=$(VERSION)
 CLANG      := clang-14
-# One run of each fuzz target in CI; `make fuzz FUZZTIME=10m` for more.
+# For each target of `make fuzz`; FUZZTIME=10m for more. CI has its own in .ci/test.
 FUZZTIME   ?= 30s
 COMMANDS   := sluice sluice-healthd sluice-agent
 

@@ -47,8 +47,7 @@ func (w *Worker) frame(d *xsk.Desc) []byte {
 func (w *Worker) parse(n int, now int64) {
 	for i := range w.descs[:n] {
 		d, m := &w.descs[i], &w.metas[i]
-		frame := w.io.Memory[d.Addr : d.Addr+uint64(d.Len)]
-		packet.Parse(frame, &w.engine.keys.Flow, m)
+		packet.Parse(w.frame(d), &w.engine.keys.Flow, m)
 		w.hashes[i] = m.Hash
 		if m.Flags&(packet.First|packet.Later) != 0 && m.Reason == packet.None {
 			w.fragment(i, now)

@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -32,18 +31,12 @@ func TestMain(m *testing.M) {
 		if os.Geteuid() != 0 {
 			return m.Run() // the tests that need root say so
 		}
-		dir, err := os.MkdirTemp("", "sluice-bin-")
+		dir, err := testenv.Build("../sluice", "../sluice-healthd", "../sluice-agent")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		defer os.RemoveAll(dir)
-		build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "../sluice", "../sluice-healthd", "../sluice-agent")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build the programs under test: %v\n%s", err, out)
-			return 1
-		}
 		bin = dir
 		return m.Run()
 	}()
