@@ -1,11 +1,11 @@
 // Package shm makes memory that is shared outside this process's Go heap: with a successor that inherits a file
 // descriptor, or with BPF programs through a map.
 //
-// [NewMemfd] and [NewArrayMap] are the only two ways to get a [Memory]. Its maker owns it and closes it once; until
-// then any goroutine may read and write the words, with sync/atomic where another side writes too. After Close every
-// slice that came from it is invalid, and touching one ends the process. The memory begins on a page boundary, hence
-// on that of a cache line, is zero at first, and is backed by pages from the beginning, so that no first touch costs a
-// page fault or fails.
+// [NewMemfd] and [NewArrayMap] make a [Memory], [OpenMemfd] opens one that was inherited; there is no other way to get one.
+// Its maker owns it and closes it once; until then any goroutine may read and write the words, with sync/atomic where
+// another side writes too. After Close every slice that came from it is invalid, and touching one ends the process. The
+// memory begins on a page boundary, hence on that of a cache line, is zero when it is made, and is backed by pages from the
+// beginning, so that no first touch costs a page fault or fails.
 //
 // The garbage collector knows nothing of this memory: it must hold no Go pointers.
 package shm
@@ -120,15 +120,23 @@ func newMemfd(name string, bytes int, huge bool) (_ *Memory, err error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
-	if m.mapping, err = unix.Mmap(fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
-		return nil, fmt.Errorf("mmap: %w", err)
+	if err := m.mapFile(length); err != nil {
+		return nil, err
 	}
 	m.bytes = m.mapping[:bytes]
+	return m, nil
+}
+
+// mapFile maps length bytes of m's descriptor, with all their pages. On an error the mapping, if there is one, is Close's.
+func (m *Memory) mapFile(length int) (err error) {
+	if m.mapping, err = unix.Mmap(m.fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return fmt.Errorf("mmap: %w", err)
+	}
 	// Fault all pages in now, where a lack of memory is an error and not a SIGBUS. Kernels before 5.14 cannot (EINVAL).
 	if err := unix.Madvise(m.mapping, unix.MADV_POPULATE_WRITE); err != nil && err != unix.EINVAL {
-		return nil, fmt.Errorf("populate: %w", err)
+		return fmt.Errorf("populate: %w", err)
 	}
-	return m, nil
+	return nil
 }
 
 // NewArrayMap makes a BPF array of lines of eight words (struct { __u64 word[8]; } in C, one key a line) and maps it.

@@ -208,16 +208,16 @@ func TestArrayMap(t *testing.T) {
 	}
 }
 
-// With huge pages reserved, memory that fills at least one lies on them; without, and when they run out, on ordinary ones.
-func TestHugePages(t *testing.T) {
+// reserveHugePages has the kernel reserve so many huge pages more until the test ends, and returns how many it had.
+func reserveHugePages(t *testing.T, more int) (have int) {
+	t.Helper()
 	testenv.RequireRoot(t)
 	const knob = "/proc/sys/vm/nr_hugepages"
 	old, err := os.ReadFile(knob)
 	if err != nil {
 		t.Fatal(err)
 	}
-	have, err := strconv.Atoi(strings.TrimSpace(string(old)))
-	if err != nil {
+	if have, err = strconv.Atoi(strings.TrimSpace(string(old))); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -225,9 +225,15 @@ func TestHugePages(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if err := os.WriteFile(knob, []byte(strconv.Itoa(have+4)), 0); err != nil {
+	if err := os.WriteFile(knob, []byte(strconv.Itoa(have+more)), 0); err != nil {
 		t.Fatal(err)
 	}
+	return have
+}
+
+// With huge pages reserved, memory that fills at least one lies on them; without, and when they run out, on ordinary ones.
+func TestHugePages(t *testing.T) {
+	have := reserveHugePages(t, 4)
 	// Two pages, the second hardly used. Huge pages are 2 MiB on amd64 and on arm64 with 4 KiB pages.
 	const size = 2<<20 + 64
 	m, err := NewMemfd("sluice-test-huge", size)
