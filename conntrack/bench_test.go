@@ -142,7 +142,7 @@ func BenchmarkInsert(b *testing.B) {
 
 func BenchmarkSweep(b *testing.B) {
 	t := flows(b, 1_000_000, Established)
-	c := Census{Slots: make([]uint32, 1)}
+	c := Census{Slots: make([]SlotCensus, 1)}
 	b.ReportAllocs()
 	for line := 0; b.Loop(); {
 		line = t.Sweep(line, 64, 1, benchLives, &c)

@@ -10,12 +10,13 @@ import (
 	"time"
 )
 
-// stress lets several workers insert, look up, refresh, replace and evict the same flows, and one goroutine expire them,
-// while time passes. A word that names a flow's fingerprint with a slot that no worker gave it would be a torn one.
+// stress lets several workers insert, look up, refresh, replace, remove and evict the same flows, ops of these in all, and
+// one goroutine expire them, while time passes. A word that names a flow's fingerprint with a slot that no worker gave it
+// would be a torn one. Now and then all rest, and the counts of the slots must be right.
 // The words must be a small table: the fewer lines, the more workers meet in one.
 func stress(t *testing.T, words []uint64, flowCount, ops int) {
 	t.Helper()
-	const workers = 4
+	const workers, phases = 4, 8
 	table, err := New(words)
 	if err != nil {
 		t.Fatal(err)
@@ -26,7 +27,8 @@ func stress(t *testing.T, words []uint64, flowCount, ops int) {
 	for i := range lives {
 		lives[i] = Life{Probation: 6, Established: 200, Closing: 4}
 	}
-	lives[slotOf(hashOf(0))] = Life{} // flow 0's is out of use
+	lives[slotOf(hashOf(0))] = Life{}                 // flow 0's is out of use
+	table.Count(make([]atomic.Int32, len(lives)*3/4)) // the slots beyond are not counted
 	check := func(hash uint64, at int, w Word) {
 		if w == 0 {
 			return
@@ -43,58 +45,68 @@ func stress(t *testing.T, words []uint64, flowCount, ops int) {
 	var tick atomic.Uint32
 	tick.Store(4000) // wraps soon
 	var outcomes [NumOutcomes]atomic.Int64
-	var running sync.WaitGroup
-	var done atomic.Bool
-	for id := range workers {
-		running.Go(func() {
-			r := rand.New(rand.NewPCG(uint64(id), 7))
-			var hashes [batch]uint64
-			var index [batch]int
-			var found [batch]Word
-			for range ops / batch {
-				// As workers do: the clock is read once a batch, so others may be ahead.
-				now := uint16(tick.Load()) & tickMask
-				if r.IntN(3) == 0 {
-					tick.Add(1)
-				}
-				for i := range hashes {
-					hashes[i] = hashOf(r.Uint64N(uint64(flowCount)))
-				}
-				table.Prefetch(hashes[:])
-				table.LookupBatch(hashes[:], index[:], found[:])
-				for i, w := range found {
-					hash := hashes[i]
-					check(hash, index[i], w)
-					switch dice := r.IntN(16); {
-					case w == 0 || expired(w, now, lives):
-						s := State(1 + dice&1)
-						o := table.Insert(hash, slotOf(hash)+uint32(dice>>1&dice>>2&1), now, s, lives)
-						outcomes[o].Add(1)
-					case dice == 0:
-						table.Replace(index[i], w, slotOf(hash)+1, now, Probation)
-					case dice == 1:
-						table.Refresh(index[i], w, now, true)
-					case dice == 2: // again, without having looked
-						outcomes[table.Insert(hash, slotOf(hash), now, Probation, lives)].Add(1)
-					default:
-						table.Refresh(index[i], w, now, false)
-					}
+	work := func(r *rand.Rand) {
+		var hashes [batch]uint64
+		var index [batch]int
+		var found [batch]Word
+		for range ops / (workers * phases * batch) {
+			// As workers do: the clock is read once a batch, so others may be ahead.
+			now := uint16(tick.Load()) & tickMask
+			if r.IntN(3) == 0 {
+				tick.Add(1)
+			}
+			for i := range hashes {
+				hashes[i] = hashOf(r.Uint64N(uint64(flowCount)))
+			}
+			table.Prefetch(hashes[:])
+			table.LookupBatch(hashes[:], index[:], found[:])
+			for i, w := range found {
+				hash := hashes[i]
+				check(hash, index[i], w)
+				switch dice := r.IntN(16); {
+				case w == 0 || expired(w, now, lives):
+					s := State(1 + dice&1)
+					o := table.Insert(hash, slotOf(hash)+uint32(dice>>1&dice>>2&1), now, s, lives)
+					outcomes[o].Add(1)
+				case dice == 0:
+					table.Replace(index[i], w, slotOf(hash)+1, now, Probation)
+				case dice == 1:
+					table.Refresh(index[i], w, now, true)
+				case dice == 2: // again, without having looked
+					outcomes[table.Insert(hash, slotOf(hash), now, Probation, lives)].Add(1)
+				case dice == 3:
+					table.Remove(index[i], w)
+				default:
+					table.Refresh(index[i], w, now, false)
 				}
 			}
-		})
-	}
-	var sweeps sync.WaitGroup
-	removed := uint64(0)
-	sweeps.Go(func() {
-		for line := 0; !done.Load(); {
-			c := Census{Slots: make([]uint32, len(lives))}
-			line = table.Sweep(line, 16, uint16(tick.Load())&tickMask, lives, &c)
-			removed += c.Removed
 		}
-	})
-	running.Wait()
-	done.Store(true)
-	sweeps.Wait()
+	}
+	var random [workers]*rand.Rand
+	for id := range random {
+		random[id] = rand.New(rand.NewPCG(uint64(id), 7))
+	}
+	removed := uint64(0)
+	for range phases {
+		var running, sweeps sync.WaitGroup
+		var done atomic.Bool
+		for _, r := range random {
+			running.Go(func() { work(r) })
+		}
+		sweeps.Go(func() {
+			for line := 0; !done.Load(); {
+				var c, seen Census
+				now := uint16(tick.Load()) & tickMask
+				table.Walk(line, 16, now, lives, &seen)
+				line = table.Sweep(line, 16, now, lives, &c)
+				removed += c.Expired
+			}
+		})
+		running.Wait()
+		done.Store(true)
+		sweeps.Wait()
+		table.checkCounts(t)
+	}
 
 	table.checkPlaces(t)
 	for i := range uint64(flowCount) {
@@ -109,21 +121,23 @@ func stress(t *testing.T, words []uint64, flowCount, ops int) {
 	for o := range outcomes {
 		text += " " + Outcome(o).String() + " " + strconv.FormatInt(outcomes[o].Load(), 10)
 	}
-	t.Logf("%d flows, %d words, %d ticks:%s, swept %d", flowCount, len(words), tick.Load()-4000, text, removed)
+	t.Logf("%d operations, %d flows, %d words, %d ticks:%s, swept %d", ops, flowCount, len(words), tick.Load()-4000, text, removed)
 
 	// When nothing is written any more, one sweep at a later time empties the table.
 	var c Census
 	left := uint64(table.used())
 	table.Sweep(0, table.Lines(), uint16(tick.Load()+300)&tickMask, lives, &c)
-	if c.Removed != left || c.States != [4]uint64{Empty: uint64(len(words))} || table.used() != 0 {
+	if c.Expired != left || c.States != [4]uint64{Empty: uint64(len(words))} || table.used() != 0 {
 		t.Errorf("a sweep of %d expired words left %d: %+v", left, table.used(), c)
 	}
+	table.checkCounts(t)
 }
 
 func TestConcurrent(t *testing.T) {
-	t.Run("few flows", func(t *testing.T) { stress(t, make([]uint64, 16), 6, 400_000) })
-	t.Run("as many flows as meant", func(t *testing.T) { stress(t, make([]uint64, 1<<10), 1<<9, 400_000) })
-	t.Run("more flows than words", func(t *testing.T) { stress(t, make([]uint64, 1<<8), 1<<10, 100_000) })
+	ops := stressOps(t, 3_600_000)
+	t.Run("few flows", func(t *testing.T) { stress(t, make([]uint64, 16), 6, ops*4/9) })
+	t.Run("as many flows as meant", func(t *testing.T) { stress(t, make([]uint64, 1<<10), 1<<9, ops*4/9) })
+	t.Run("more flows than words", func(t *testing.T) { stress(t, make([]uint64, 1<<8), 1<<10, ops/9) })
 }
 
 // Workers insert one flow at the same time, in every order of their steps (survey and choice; swap; settling), with lines

@@ -4,8 +4,8 @@
 // # Memory
 //
 // [New] takes a slice of words and keeps no other state, so two tables over the same memory are the same table, also
-// in two processes. The slice must begin on a 64-byte boundary (package internal/shm sees to that) and outlive the
-// table. All zero is an empty table. Eight consecutive words are a line, which is one cache line. A [Word] holds, from
+// in two processes. What [Table.Count] counts is beside it: a successor counts anew, by a walk. The slice must begin on a
+// 64-byte boundary (package internal/shm sees to that) and outlive the table. All zero is an empty table. Eight consecutive words are a line, which is one cache line. A [Word] holds, from
 // the top, 32 bits of fingerprint, 18 of slot, 12 of tick and 2 of state.
 //
 // A flow is known by its keyed 64-bit hash alone: the low half names its home line, the high half is its fingerprint.
@@ -22,7 +22,8 @@
 //
 // A worker calls [Table.Prefetch] when it has the hashes of a batch, then [Table.LookupBatch]; for each packet with a
 // word that has not expired [Table.Refresh] (or, for a SYN that must go elsewhere, [Table.Replace]); and for a flow
-// without one that must be remembered [Table.Insert]. One goroutine calls [Table.Sweep].
+// without one that must be remembered [Table.Insert]; for a flow that is ended [Table.Remove]. One goroutine calls
+// [Table.Sweep]; any may call [Table.Walk], which only looks.
 //
 // # Why duplicates go away
 //
@@ -34,11 +35,13 @@
 // Q, Q removes its own word; if it is P, P removes Q's word. The order of indices is the same for all, so nobody
 // removes the lowest, and of three or more the lowest remains. A removal is a swap of exactly the word that was read:
 // if a refresh comes between, it is read and tried again; a word of another flow that took the place is left alone.
-// A refresh cannot bring a removed word back, because it too swaps only what it has read. In the short time between,
-// a reader finds either word: the one at home first.
+// A refresh cannot bring a removed word back, because it too swaps only what it has read; a Replace or Remove of a word
+// that gives way is lost with it. In the short time between, a reader finds either word, the one at home first; or none,
+// if it looks where the one word goes before it is written, and where the other was after that was removed. Its packet
+// then goes by hash.
 //
-// One loss remains possible: the lowest word is evicted (both lines full) between the moment it was seen and the
-// removal of the other. The flow then has no word, and its packets go by hash like those of any evicted flow.
+// One loss remains possible: the lowest word is evicted (both lines full), removed or expired between the moment it was
+// seen and the removal of the other. The flow then has no word, and its packets go by hash like those of any evicted flow.
 //
 // # Time
 //

@@ -54,6 +54,7 @@ func (t *Table) Insert(hash uint64, slot uint32, tick uint16, s State, lives []L
 		if !atomic.CompareAndSwapUint64(&t.words[at], old, next) {
 			continue
 		}
+		t.swapped(old, next)
 		if kept, found := t.settle(home, alt, fp); found && kept != at {
 			return Present
 		}
@@ -165,8 +166,11 @@ func (t *Table) settle(home, alt, fp uint64) (kept uint64, found bool) {
 				kept, found = base+uint64(i), true
 				continue
 			}
-			for matches(w, fp) && !atomic.CompareAndSwapUint64(&line[i], w, 0) {
-				w = atomic.LoadUint64(&line[i])
+			for ; matches(w, fp); w = atomic.LoadUint64(&line[i]) {
+				if atomic.CompareAndSwapUint64(&line[i], w, 0) {
+					t.swapped(w, 0)
+					break
+				}
 			}
 		}
 	}

@@ -47,11 +47,11 @@ func onMemory(t *testing.T, words []uint64) {
 	for i, w := range found {
 		successor.Refresh(index[i], w, 6, false)
 	}
-	c := Census{Slots: make([]uint32, 1)}
+	c := Census{Slots: make([]SlotCensus, 1)}
 	if next := table.Sweep(0, table.Lines(), 6, lives, &c); next != 0 {
 		t.Errorf("full sweep ends at line %d", next)
 	}
-	if want := uint64(n - refused); c.States[Established] != want || c.Slots[0] != uint32(want) || c.Removed != 0 {
+	if want := uint64(n - refused); c.States[Established] != want || c.Slots[0].Flows() != uint32(want) || c.Expired != 0 {
 		t.Errorf("after a refresh of %d flows: %+v", want, c)
 	}
 	table.checkPlaces(t)

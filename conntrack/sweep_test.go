@@ -1,6 +1,10 @@
 package conntrack
 
-import "testing"
+import (
+	"reflect"
+	"slices"
+	"testing"
+)
 
 // A sweep in parts removes exactly what has expired and counts exactly what remains.
 func TestSweep(t *testing.T) {
@@ -8,7 +12,7 @@ func TestSweep(t *testing.T) {
 	const now, lines = 50, 128
 	table := newTable(t, lines*lineWords)
 	var want Census
-	want.Slots = make([]uint32, len(lives))
+	want.Slots = make([]SlotCensus, len(lives))
 	kept := map[int]Word{}
 	for i := range table.words {
 		r := hashOf(uint64(i))
@@ -19,19 +23,31 @@ func TestSweep(t *testing.T) {
 		w := MakeWord(uint32(r>>32), uint32(r>>8%4), uint16(r>>16), State(1+r>>24%3)) // slot 3 is beyond lives
 		table.words[i] = uint64(w)
 		if expired(w, now, lives) {
-			want.Removed++
+			want.Expired++
 			want.States[Empty]++
 			continue
 		}
 		kept[i] = w
+		age := Age(now, w.Tick())
 		want.States[w.State()]++
-		want.Slots[w.Slot()]++
+		want.Ages[AgeClass(age)]++
+		slot := &want.Slots[w.Slot()]
+		slot.States[w.State()]++
+		slot.Ages[AgeClass(age)]++
+		slot.Oldest = max(slot.Oldest, age)
 	}
-	if want.Removed == 0 || len(kept) == 0 || want.Slots[1] == 0 {
+	if want.Expired == 0 || len(kept) == 0 || want.Slots[1].Flows() == 0 {
 		t.Fatalf("nothing to test: %+v", want)
 	}
 
-	got := Census{Slots: make([]uint32, len(lives))}
+	// Who only looks finds the same, and leaves everything as it is.
+	before := slices.Clone(table.words)
+	seen := Census{Slots: make([]SlotCensus, len(lives))}
+	if next := table.Walk(0, lines, now, lives, &seen); next != 0 || !reflect.DeepEqual(seen, want) || !slices.Equal(table.words, before) {
+		t.Errorf("walk: next %d, %+v, want %+v", next, seen, want)
+	}
+
+	got := Census{Slots: make([]SlotCensus, len(lives))}
 	calls, line := 0, 0
 	for {
 		line = table.Sweep(line, 50, now, lives, &got)
@@ -46,13 +62,8 @@ func TestSweep(t *testing.T) {
 	if calls != 3 {
 		t.Errorf("%d calls for %d lines by 50", calls, lines)
 	}
-	if got.States != want.States || got.Removed != want.Removed {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("census %+v, want %+v", got, want)
-	}
-	for slot := range want.Slots {
-		if got.Slots[slot] != want.Slots[slot] {
-			t.Errorf("slot %d: %d words, want %d", slot, got.Slots[slot], want.Slots[slot])
-		}
 	}
 	for i, v := range table.words {
 		if Word(v) != kept[i] {
@@ -61,10 +72,10 @@ func TestSweep(t *testing.T) {
 	}
 
 	// A census with fewer slots than the table names counts those it has.
-	short := Census{Slots: make([]uint32, 1)}
+	short := Census{Slots: make([]SlotCensus, 1)}
 	table.Sweep(0, lines, now, lives, &short)
-	if short.Slots[0] != want.Slots[0] || short.States != want.States || short.Removed != 0 {
-		t.Errorf("second sweep: %+v, want the slots [%d] and states %v", short, want.Slots[0], want.States)
+	if short.Slots[0] != want.Slots[0] || short.States != want.States || short.Expired != 0 {
+		t.Errorf("second sweep: %+v, want the slot %+v and states %v", short, want.Slots[0], want.States)
 	}
 }
 
@@ -79,14 +90,14 @@ func TestSweepBeforeTicksWrap(t *testing.T) {
 		for since := every; ; since += every {
 			c = Census{}
 			table.Sweep(0, 2, uint16(start+since), lives, &c)
-			if since <= MaxLife && c.Removed != 0 {
+			if since <= MaxLife && c.Expired != 0 {
 				t.Fatalf("start %d: removed after %d ticks", start, since)
 			}
 			if since > MaxLife {
 				break
 			}
 		}
-		if c.Removed != 1 {
+		if c.Expired != 1 {
 			t.Fatalf("start %d: outlived its life: %+v", start, c)
 		}
 	}

@@ -16,6 +16,8 @@ const (
 type Table struct {
 	words []uint64 // read and written with sync/atomic only
 	mask  uint64   // number of lines − 1
+	// flows counts the words that name each slot; whoever swaps a word in or out counts it there. Empty: nobody counts.
+	flows []atomic.Int32
 }
 
 // New returns the table that the words hold. Their number must be what [WordsFor] returns: a power of two, 16 or more.
@@ -27,6 +29,28 @@ func New(words []uint64) (*Table, error) {
 		return nil, fmt.Errorf("flow table of %d words: the number of words must be a power of two from 16 to 2^35; take it from WordsFor", n)
 	}
 	return &Table{words: words, mask: n/lineWords - 1}, nil
+}
+
+// Count has the table keep, from now on, how many words name each slot: whatever writes, replaces or frees a word adds to
+// and subtracts from the count of its slot, in the caller's memory, where anybody may read it. A word that names a slot
+// beyond flows is not counted. Before the table is used; the counts must be those of the words that it holds (see Walk).
+func (t *Table) Count(flows []atomic.Int32) { t.flows = flows }
+
+// count adds n to the count of w's slot.
+func (t *Table) count(w Word, n int32) {
+	if slot := uint64(w.Slot()); slot < uint64(len(t.flows)) {
+		t.flows[slot].Add(n)
+	}
+}
+
+// swapped counts what a successful swap of old for next did.
+func (t *Table) swapped(old, next uint64) {
+	if old != 0 {
+		t.count(Word(old), -1)
+	}
+	if next != 0 {
+		t.count(Word(next), 1)
+	}
 }
 
 // WordsFor returns how many words a table for this many flows takes: two a flow, rounded up to a power of two.
@@ -166,5 +190,31 @@ func (t *Table) refresh(index int, w Word, tick uint16, closing bool) {
 // nothing, if the word is not old any more; look the flow up again then.
 func (t *Table) Replace(index int, old Word, slot uint32, tick uint16, s State) bool {
 	next := MakeWord(old.Fingerprint(), slot, tick, s)
-	return atomic.CompareAndSwapUint64(&t.words[index], uint64(old), uint64(next))
+	if !atomic.CompareAndSwapUint64(&t.words[index], uint64(old), uint64(next)) {
+		return false
+	}
+	t.swapped(uint64(old), uint64(next))
+	return true
+}
+
+// Remove frees the word w, found at index. A word that another worker has refreshed meanwhile is freed too; one that is
+// no longer the same flow's, with the same slot, is left alone.
+func (t *Table) Remove(index int, w Word) {
+	fp, slot := w.Fingerprint(), w.Slot()
+	for w != 0 && w.Fingerprint() == fp && w.Slot() == slot {
+		if atomic.CompareAndSwapUint64(&t.words[index], uint64(w), 0) {
+			t.swapped(uint64(w), 0)
+			return
+		}
+		w = Word(atomic.LoadUint64(&t.words[index]))
+	}
+}
+
+// Clear frees all words, as for a table that was not swept for so long that ages mean nothing any more. Nobody else may
+// use the table meanwhile.
+func (t *Table) Clear() {
+	clear(t.words)
+	for i := range t.flows {
+		t.flows[i].Store(0)
+	}
 }

@@ -218,7 +218,7 @@ func TestNoAllocations(t *testing.T) {
 	var hashes [batch]uint64
 	var index [batch]int
 	var words [batch]Word
-	c := Census{Slots: make([]uint32, 1)}
+	c := Census{Slots: make([]SlotCensus, 1)}
 	next, tick := uint64(0), uint16(0)
 	allocs := testing.AllocsPerRun(100, func() {
 		tick++

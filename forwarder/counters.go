@@ -34,7 +34,8 @@ type totals struct {
 	replies                                  uint64 // of forwarded
 	held                                     uint64 // now
 	continued                                uint64 // frames sent of packets that take several, but their first
-	newFlows, refused, evictions             uint64
+	newFlows                                 uint64
+	inserts                                  [conntrack.NumOutcomes]uint64
 	reasons                                  [packet.NumReasons]uint64
 }
 
@@ -65,7 +66,8 @@ type serviceCell struct {
 type sharedCounters struct {
 	received, forwarded, answered, generated atomic.Uint64
 	replies, held, continued                 atomic.Uint64
-	newFlows, refused, evictions             atomic.Uint64
+	newFlows                                 atomic.Uint64
+	inserts                                  [conntrack.NumOutcomes]atomic.Uint64
 	reasons                                  [packet.NumReasons]atomic.Uint64
 	slots                                    []sharedSlot
 	services                                 [][packet.NumReasons]atomic.Uint64
@@ -121,8 +123,9 @@ func (c *counters) publish(now int64) {
 	s.held.Store(c.held)
 	s.continued.Store(c.continued)
 	s.newFlows.Store(c.newFlows)
-	s.refused.Store(c.refused)
-	s.evictions.Store(c.evictions)
+	for i := range c.inserts {
+		s.inserts[i].Store(c.inserts[i])
+	}
 	for i := range c.reasons {
 		s.reasons[i].Store(c.reasons[i])
 	}
@@ -150,7 +153,10 @@ func (c *counters) readTotals() totals {
 	t := totals{
 		received: s.received.Load(), forwarded: s.forwarded.Load(), answered: s.answered.Load(), generated: s.generated.Load(),
 		replies: s.replies.Load(), held: s.held.Load(), continued: s.continued.Load(),
-		newFlows: s.newFlows.Load(), refused: s.refused.Load(), evictions: s.evictions.Load(),
+		newFlows: s.newFlows.Load(),
+	}
+	for i := range s.inserts {
+		t.inserts[i] = s.inserts[i].Load()
 	}
 	for i := range s.reasons {
 		t.reasons[i] = s.reasons[i].Load()

@@ -1,36 +1,32 @@
 package forwarder
 
 import (
-	"sync/atomic"
-
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
+	"github.com/sluice-lb/sluice/maglev"
 )
 
 // decide chooses a backend for each packet on the list of misses, and inserts a word where the flow needs one.
-//
-// A flow needs no word as long as the lookup table, asked afresh for each packet, gives the same answer. So a SYN inserts
-// only if its choice is not what the flow's next packet would be given on a node without its word; that next packet
-// inserts. A SYN flood therefore does not fill the table of a hash-scheduled service.
 func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 	for _, i := range w.misses[:w.missed] {
 		m := &w.metas[i]
-		if snap.isVIP(packet.Source(w.frame(&w.descs[i]), m)) { // checked here, since such a packet never gets a word
+		source := packet.Source(w.frame(&w.descs[i]), m)
+		if snap.isVIP(source) { // checked here, since such a packet never gets a word
 			m.Reason = packet.SourceVIP
 			continue
 		}
-		s := &snap.services[w.services[i]]
-		existing, ok := s.existing(w.engine.keys.Mix, m.Hash, w.engine.admit, now)
-		slot, insert := existing, true
-		switch {
-		case m.Flags&packet.SYN != 0:
-			fresh, admitted := s.pool.ChooseNew(w.engine.keys.Mix, m.Hash, w.engine.admit)
-			insert = !ok || fresh != existing
-			slot, ok = fresh, admitted
-		case m.Flags&(packet.FIN|packet.RST|packet.ICMPError|placed) != 0:
-			insert = false // the flow ends here, or this is not one of its packets
+		s, old := &snap.services[w.services[i]], w.words[i]
+		if old != 0 && m.Flags&packet.SYN == 0 && s.ends(maglev.Admit(w.engine.live.Admit[old.Slot()].Load())) {
+			w.end(i, old, now)
+			continue
 		}
+		hash := m.Hash
+		if s.source != (packet.Addr{}) {
+			hash = w.sourceHash(i, s, source)
+		}
+		slot, ok, insert := w.choose(s, m.Flags, hash, now)
 		if !ok {
 			m.Reason = packet.NoBackend
 			if s.reject {
@@ -40,31 +36,66 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 		}
 		w.slots[i] = slot
 		if m.Flags&packet.ICMPError != 0 {
-			if other, ok := s.pool.ChooseExisting(w.engine.keys.Mix, m.Hash, w.engine.admit); ok && other != slot {
+			if other, ok := s.Pool.Existing(w.engine.keys.Mix, hash, &w.engine.live); ok && other != slot {
 				w.copyTo(i, other)
 			}
 			continue
 		}
-		if old := w.words[i]; old != 0 {
+		if old != 0 {
 			if slot != old.Slot() && w.table.Replace(w.indices[i], old, slot, tick, conntrack.Probation) {
-				w.newFlow(slot)
+				w.newFlow(slot, source)
 			}
-		} else if insert {
-			w.insert(m.Hash, slot, tick, snap.lives)
+		} else if insert && !s.noTable {
+			w.insert(m.Hash, slot, tick, snap.lives, source)
 		}
 	}
 	w.missed = 0
 }
 
-// existing is the choice for a packet that has no word and opens no flow: its flow may have been opened on another node, or
-// before the last change of the service's backends.
-func (s *service) existing(key, hash uint64, admit []atomic.Uint32, now int64) (slot uint32, ok bool) {
-	if s.previous != nil && now < s.previousUntil {
-		if slot, ok = s.previous.ChooseExisting(key, hash, admit); ok {
-			return slot, true
+// choose gives a packet without a usable word its slot, and says whether its flow needs a word.
+//
+// A flow needs no word as long as the lookup table, asked afresh for each packet, gives the same answer. So a SYN inserts
+// only if its choice is not what the flow's next packet would be given on a node without its word; that next packet
+// inserts. A SYN flood therefore does not fill the table of a hash-scheduled service. With a scheduler that goes by what
+// this node has seen, the same SYN sent again would be given another backend, so the first one inserts.
+func (w *Worker) choose(s *service, flags uint16, hash uint64, now int64) (slot uint32, ok, insert bool) {
+	key, live := w.engine.keys.Mix, &w.engine.live
+	switch {
+	case flags&packet.SYN != 0:
+		slot, ok = s.New(key, hash, live, w.id, now)
+		if !s.agrees {
+			return slot, ok, true
 		}
+		existing, found := s.Existing(key, hash, live, now)
+		return slot, ok, !found || slot != existing
+	case !s.tcp && flags&(packet.ICMPError|placed) == 0: // any of its packets may be the flow's first
+		slot, ok = s.Datagram(key, hash, live, w.id, now)
+		return slot, ok, true
 	}
-	return s.pool.ChooseExisting(key, hash, admit)
+	slot, ok = s.Existing(key, hash, live, now)
+	// With these the flow ends, or they are not its packets.
+	return slot, ok, flags&(packet.FIN|packet.RST|packet.ICMPError|placed) == 0
+}
+
+// sourceHash is what chooses the backend of packet i by its client's address: a flow hash without ports. The services of
+// one VIP and protocol have it in common, and so have all nodes of the group.
+func (w *Worker) sourceHash(i uint8, s *service, source packet.Addr) uint64 {
+	m := &w.metas[i]
+	if m.Flags&packet.ICMPError != 0 { // from somebody on the way; the client is who the quoted packet was for
+		source = packet.QuotedDst(w.frame(&w.descs[i]), m)
+	}
+	source.Hi &= s.source.Hi
+	source.Lo &= s.source.Lo
+	return packet.FlowHash(&w.engine.keys.Flow, source, m.Dst, 0, 0, m.Proto)
+}
+
+// end answers packet i with a reset, since the backend of its flow is gone for good, and frees the flow's word. If the
+// worker has sent as many resets as it does in a second, the word stays for the flow's next packet.
+func (w *Worker) end(i uint8, old conntrack.Word, now int64) {
+	w.refuse(int(i), packet.BackendDown, 0, now)
+	if w.metas[i].Flags&(answer|packet.RST) != 0 {
+		w.table.Remove(w.indices[i], old)
+	}
 }
 
 // copyTo adds a copy of packet i to the batch, for another slot. It is for the ICMP error of a flow that may be at either of
@@ -85,20 +116,17 @@ func (w *Worker) copyTo(i uint8, slot uint32) {
 	w.metas[k], w.services[k], w.slots[k] = w.metas[i], w.services[i], slot
 }
 
-func (w *Worker) insert(hash uint64, slot uint32, tick uint16, lives []conntrack.Life) {
-	switch w.table.Insert(hash, slot, tick, conntrack.Probation, lives) {
-	case conntrack.Refused: // its packets go by hash
-		w.count.refused++
-		return
-	case conntrack.Present: // another worker was quicker, or it is a false hit
-		return
-	case conntrack.EvictedClosing, conntrack.EvictedProbation, conntrack.EvictedIdle:
-		w.count.evictions++
+// insert writes a word for a flow. Without room, its packets go by hash.
+func (w *Worker) insert(hash uint64, slot uint32, tick uint16, lives []conntrack.Life, source packet.Addr) {
+	o := w.table.Insert(hash, slot, tick, conntrack.Probation, lives)
+	w.count.inserts[o]++
+	if o != conntrack.Refused && o != conntrack.Present { // present: another worker was quicker, or it is a false hit
+		w.newFlow(slot, source)
 	}
-	w.newFlow(slot)
 }
 
-func (w *Worker) newFlow(slot uint32) {
+func (w *Worker) newFlow(slot uint32, source packet.Addr) {
 	w.count.newFlows++
 	w.count.slot(slot).newFlows++
+	w.top.Add(guard.Source(source.Hi, source.Lo))
 }

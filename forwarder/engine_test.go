@@ -18,7 +18,7 @@ import (
 func TestSlotLife(t *testing.T) {
 	r := newTestRig(t, 1000)
 	r.apply(web(L2, 2))
-	slot := r.engine.slots.byKey[slotKey{"web", "web-2", backend4(2), 0}]
+	slot := r.engine.slots.byKey[slotKey{r.engine.services["web"].number, backend4(2), 0}]
 	phase := func() slotPhase { return r.engine.slots.states[slot].phase }
 	var mine []byte
 	for i := 0; mine == nil; i++ {
@@ -53,9 +53,9 @@ func TestSlotLife(t *testing.T) {
 		t.Fatalf("after a full sweep the slot is in phase %d", phase())
 	}
 	s := web(L2, 1)
-	s.Backends = append(s.Backends, BackendSpec{"new", backend4(9), 0, all})
+	s.Backends = append(s.Backends, BackendSpec{"new", backend4(9), 0, 100, all})
 	r.apply(s)
-	if got := r.engine.slots.byKey[slotKey{"web", "new", backend4(9), 0}]; got != slot {
+	if got := r.engine.slots.byKey[slotKey{r.engine.services["web"].number, backend4(9), 0}]; got != slot {
 		t.Fatalf("the new backend has slot %d", got)
 	}
 	if n := r.engine.Stats().Services[0].Backends[0]; n.Name != "new" || n.Forwarded.Packets != 0 || n.NewFlows != 0 {
@@ -78,7 +78,7 @@ func TestQuarantineWaitsForWords(t *testing.T) {
 	}
 	r.worker.turn()
 	round := r.engine.beginRound()
-	round.census.Slots[0] = 1 // as if a word had been found
+	round.census.Slots[0].States[conntrack.Probation] = 1 // as if a word had been found
 	r.engine.endRound(round)
 	if a, b := r.engine.slots.states[0].phase, r.engine.slots.states[1].phase; a != slotQuarantined || b != slotFree {
 		t.Fatalf("phases %d and %d", a, b)
@@ -121,13 +121,13 @@ func TestReloadOfTheSame(t *testing.T) {
 	r.apply(web(L2, 4))
 	r.apply(web(L2, 5))
 	before := r.engine.services["web"].live
-	slots := slices.Clone(before.pool.Slots)
+	slots := slices.Clone(before.Pool.Slots())
 	r.advance(time.Second)
 	s := web(L2, 5)
 	slices.Reverse(s.Backends)
 	r.apply(s)
 	after := r.engine.services["web"].live
-	if after.pool != before.pool || after.previous != before.previous || after.previousUntil != before.previousUntil || !slices.Equal(after.pool.Slots, slots) {
+	if after.Pool != before.Pool || !slices.Equal(after.Past, before.Past) || !slices.Equal(after.Pool.Slots(), slots) {
 		t.Fatalf("before %+v, after %+v", before, after)
 	}
 }

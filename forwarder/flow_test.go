@@ -205,7 +205,7 @@ func TestPortReuse(t *testing.T) {
 func TestUDPLeavesDeadBackend(t *testing.T) {
 	r := newTestRig(t, 4000)
 	s := web(L2, 3)
-	s.Protocol = protoUDP
+	s.Protocol, s.OnDown = protoUDP, OnDownRehash
 	r.apply(s)
 	dns := func(i int) []byte { f := client(i, ""); f.udp = true; return f.frame(t) }
 	for i := range 300 {
@@ -228,7 +228,7 @@ func TestNodesAgree(t *testing.T) {
 	a, b := newTestRig(t, 1000), newTestRig(t, 1000)
 	s := web(L2, 50)
 	a.apply(s)
-	other := ServiceSpec{Name: "other", VIP: vip6, Protocol: protoUDP, Ports: []PortRange{{53, 53}}, Backends: []BackendSpec{{"x", netip.MustParseAddr("2001:db8:9::1"), 0, all}}}
+	other := ServiceSpec{Name: "other", VIP: vip6, Protocol: protoUDP, Ports: []PortRange{{53, 53}}, Backends: []BackendSpec{{"x", netip.MustParseAddr("2001:db8:9::1"), 0, 100, all}}}
 	back := s
 	back.Backends = nil
 	for i := range s.Backends {
@@ -241,9 +241,9 @@ func TestNodesAgree(t *testing.T) {
 	}
 	choose := func(r *testRig, hash uint64) (netip.Addr, netip.Addr) {
 		snap := r.engine.snapshot.Load()
-		p := snap.services[r.engine.services["web"].number].pool
-		fresh, ok1 := p.ChooseNew(r.engine.keys.Mix, hash, r.engine.admit)
-		old, ok2 := p.ChooseExisting(r.engine.keys.Mix, hash, r.engine.admit)
+		s := &snap.services[r.engine.services["web"].number]
+		fresh, ok1 := s.New(r.engine.keys.Mix, hash, &r.engine.live, 0, r.now.Load())
+		old, ok2 := s.Existing(r.engine.keys.Mix, hash, &r.engine.live, r.now.Load())
 		if !ok1 || !ok2 {
 			t.Fatal("no choice")
 		}

@@ -22,7 +22,6 @@ import (
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
-	"github.com/sluice-lb/sluice/internal/shm"
 )
 
 const (
@@ -46,23 +45,28 @@ type InterfaceConfig struct {
 
 // NodeConfig is what does not change while a node runs.
 type NodeConfig struct {
-	Keys       Keys
-	Flows      uint64 // flows that the table is made for
-	Interfaces []InterfaceConfig
-	Workers    int   // at most so many; 0: as many as cores and queues allow
-	CPUs       []int // cores that workers are pinned to; empty: those the process may use
-	BusyPoll   bool
-	Log        *slog.Logger
+	Keys  Keys
+	Flows uint64 // flows that the table is made for
+	// TableFD is the descriptor of the flow table of a process before this one, which Node.TableFD returned there; 0: none. The
+	// node owns it.
+	TableFD int
+	// DirectoryFile is where it is kept what the table's words mean, for a process after this one; empty: nowhere.
+	DirectoryFile string
+	Interfaces    []InterfaceConfig
+	Workers       int   // at most so many; 0: as many as cores and queues allow
+	CPUs          []int // cores that workers are pinned to; empty: those the process may use
+	BusyPoll      bool
+	Log           *slog.Logger
 }
 
 // Node is an Engine attached to this machine: it owns the XDP programs, the sockets, the workers, and what follows
 // routes, neighbours and links. Its methods may be called from any goroutine.
 type Node struct {
 	*Engine
-	config NodeConfig
-	log    *slog.Logger
-	memory *shm.Memory
-	steer  *steer.Steer
+	config    NodeConfig
+	log       *slog.Logger
+	tableFile *tableFile
+	steer     *steer.Steer
 	// multiBuffer says that frames may be larger than a buffer, and then come in several.
 	multiBuffer bool
 	watcher     *nexthop.Watcher
@@ -113,21 +117,21 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 			n.Close()
 		}
 	}()
-	words, err := conntrack.WordsFor(c.Flows)
-	if err != nil {
-		return nil, err
-	}
-	if n.memory, err = shm.NewMemfd("sluice-flows", int(words*8)); err != nil {
-		return nil, fmt.Errorf("flow table: %w", err)
-	}
 	clock, err := NewClock()
 	if err != nil {
 		return nil, err
 	}
-	if n.Engine, err = NewEngine(EngineConfig{Keys: c.Keys, Words: n.memory.Words(), Clock: clock}); err != nil {
+	var adopt *Directory
+	if n.tableFile, adopt, err = openTable(&c, clock()); err != nil {
 		return nil, err
 	}
-	n.log.Info("flow table", "flows", words/2, "bytes", words*8, "huge_pages", n.memory.Huge())
+	n.Engine, err = NewEngine(EngineConfig{
+		Keys: c.Keys, Words: n.tableFile.words, Clock: clock, Adopt: adopt, Record: n.tableFile.record, Swept: n.tableFile.swept,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.log.Info("flow table", "flows", len(n.tableFile.words)/2, "bytes", len(n.tableFile.words)*8, "huge_pages", n.tableFile.memory.Huge())
 	if n.watcher, err = nexthop.New(c.Log, n.notice); err != nil {
 		return nil, err
 	}
@@ -447,6 +451,10 @@ func (n *Node) followClients(ctx context.Context) {
 	}
 }
 
+// TableFD returns the descriptor of the flow table's memory, for who keeps it for the process after this one. It stays the
+// node's.
+func (n *Node) TableFD() int { return n.tableFile.memory.FD() }
+
 // Close takes everything down that StartNode made. VIPs' blackhole routes stay: without them the kernel would answer or
 // loop what still arrives. After Run has returned, or if it was never called.
 func (n *Node) Close() error {
@@ -466,8 +474,8 @@ func (n *Node) Close() error {
 	if n.watcher != nil {
 		n.watcher.Close()
 	}
-	if n.memory != nil {
-		errs = append(errs, n.memory.Close())
+	if n.tableFile != nil {
+		errs = append(errs, n.tableFile.memory.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -11,7 +11,7 @@ import (
 // Stats reads all counters: the engine's, the XDP programs' and the sockets'.
 func (n *Node) Stats() Stats {
 	st := n.Engine.Stats()
-	st.Table.HugePages = n.memory.Huge()
+	st.Table.HugePages = n.tableFile.memory.Huge()
 	if s, err := n.steer.Stats(); err == nil {
 		st.Steer = SteerStats(s) // the same counters, with names for JSON
 	}

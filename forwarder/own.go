@@ -13,7 +13,8 @@ func (w *Worker) refuse(i int, r packet.Reason, mtu int, now int64) {
 	if i >= w.received || !packet.Answerable(w.frame(d), m) {
 		return
 	}
-	reset := r == packet.NoBackend && m.Proto == packet.ProtoTCP
+	nobody := r == packet.NoBackend || r == packet.BackendDown
+	reset := nobody && m.Proto == packet.ProtoTCP
 	limit := &w.errors
 	if reset {
 		limit = &w.resets
@@ -25,7 +26,7 @@ func (w *Worker) refuse(i int, r packet.Reason, mtu int, now int64) {
 	switch {
 	case reset:
 		start, length = packet.Reset(w.io.Memory, int(d.Addr), m)
-	case r == packet.NoBackend:
+	case nobody:
 		start, length = packet.Unreachable(w.io.Memory, int(d.Addr), m)
 	case r == packet.TTLExpired:
 		start, length = packet.TimeExceeded(w.io.Memory, int(d.Addr), m)

@@ -22,8 +22,9 @@ func (e *Engine) Stats() Stats {
 	for _, w := range e.workers {
 		t := w.count.readTotals()
 		all.newFlows += t.newFlows
-		all.refused += t.refused
-		all.evictions += t.evictions
+		for i := range all.inserts {
+			all.inserts[i] += t.inserts[i]
+		}
 		st.Workers = append(st.Workers, WorkerStats{
 			ID: w.id, CPU: int(w.cpu.Load()), Received: t.received, Forwarded: t.forwarded, Replies: t.replies, Answered: t.answered,
 			Generated: t.generated, Held: t.held, Continued: t.continued, NewFlows: t.newFlows, Restarts: w.restarts.Load(), Dropped: t.reasons,
@@ -34,13 +35,29 @@ func (e *Engine) Stats() Stats {
 		st.Services = append(st.Services, e.serviceStats(s))
 	}
 	slices.SortFunc(st.Services, func(a, b ServiceStats) int { return strings.Compare(a.Name, b.Name) })
-	st.Table = TableStats{
-		Words: uint64(e.words), Bytes: uint64(e.words) * 8,
-		Probation: e.census.States[conntrack.Probation], Established: e.census.States[conntrack.Established],
-		Closing: e.census.States[conntrack.Closing], Inserted: all.newFlows, Refused: all.refused, Evicted: all.evictions,
+	for i := range e.slots.states {
+		if p := e.slots.states[i].phase; p == slotActive || p == slotLeaving {
+			st.Table.Flows += e.flows(uint32(i))
+		}
+	}
+	inserts := &all.inserts
+	st.Table.Words, st.Table.Bytes = uint64(e.words), uint64(e.words)*8
+	st.Table.Probation, st.Table.Established = e.census.States[conntrack.Probation], e.census.States[conntrack.Established]
+	st.Table.Closing, st.Table.Expired = e.census.States[conntrack.Closing], e.census.Expired
+	st.Table.Ages = make([]AgeCount, conntrack.NumAges)
+	for k := range st.Table.Ages {
+		st.Table.Ages[k] = AgeCount{AgeBound(k).Seconds(), e.census.Ages[k]}
+	}
+	st.Table.Inserted, st.Table.Refused = all.newFlows, inserts[conntrack.Refused]
+	st.Table.Evicted = Evictions{
+		Expired: inserts[conntrack.EvictedExpired], Closing: inserts[conntrack.EvictedClosing],
+		Probation: inserts[conntrack.EvictedProbation], Established: inserts[conntrack.EvictedIdle],
 	}
 	return st
 }
+
+// flows is the number of words that name a slot now. While workers write, the count of a slot may lag behind another's.
+func (e *Engine) flows(slot uint32) uint64 { return uint64(max(e.live.Flows[slot].Load(), 0)) }
 
 // Replies returns where the replies of NAT backends come from: what the XDP program is to take beside packets to VIPs.
 func (e *Engine) Replies() []steer.Source {
@@ -81,8 +98,10 @@ func (e *Engine) VIPs() []netip.Addr {
 func (e *Engine) serviceStats(s *serviceState) ServiceStats {
 	out := ServiceStats{
 		Name: s.spec.Name, VIP: s.spec.VIP.String(), Protocol: protocolName(s.spec.Protocol), Ports: portsText(s.spec.Ports),
-		Forward: s.spec.Mode.String(), Dropped: e.sumService(s.number),
+		Forward: s.spec.Mode.String(), Scheduler: s.spec.Scheduler.String(), Dropped: e.sumService(s.number),
 	}
+	table := s.live.Pool.Table()
+	out.TableSize, out.TableHash = table.Size(), table.Hash()
 	for r := range out.Dropped {
 		out.Dropped[r] -= s.base[r]
 	}
@@ -90,7 +109,7 @@ func (e *Engine) serviceStats(s *serviceState) ServiceStats {
 	targets := e.snapshot.Load().targets
 	for i := range e.slots.states {
 		st := &e.slots.states[i]
-		if st.service != s.number || st.phase != slotActive && st.phase != slotLeaving {
+		if st.key.service != s.number || st.phase != slotActive && st.phase != slotLeaving {
 			continue
 		}
 		c := e.sumSlot(uint32(i))
@@ -100,10 +119,14 @@ func (e *Engine) serviceStats(s *serviceState) ServiceStats {
 		if p := targets[i].problem; p != packet.None && p != special {
 			hop = p.String()
 		}
+		admit := maglev.Admit(e.live.Admit[i].Load())
+		flows := e.flows(uint32(i))
+		out.Flows += flows
 		out.Backends = append(out.Backends, BackendStats{
-			Name: st.key.backend, Address: st.key.address.String(), Slot: uint32(i), Leaving: st.phase == slotLeaving,
-			Admit: maglev.Admit(e.admit[i].Load()).State().String(), Hop: hop,
-			Forwarded: Counts{c.packets, c.bytes}, NewFlows: c.newFlows, Flows: uint64(st.flows),
+			Name: st.backend, Address: st.key.address.String(), Slot: uint32(i), Leaving: st.phase == slotLeaving,
+			Admit: admit.State().String(), Fraction: float64(admit.Fraction()) / maglev.All, Hop: hop,
+			Forwarded: Counts{c.packets, c.bytes}, NewFlows: c.newFlows, Flows: flows,
+			LongestIdle: ticksTime(st.swept.Oldest).Seconds(),
 		})
 	}
 	slices.SortFunc(out.Backends, func(a, b BackendStats) int {

@@ -166,7 +166,7 @@ func (r *testRig) word(frame []byte) conntrack.Word {
 func web(mode Mode, n int) ServiceSpec {
 	s := ServiceSpec{Name: "web", VIP: vip4, Protocol: protoTCP, Ports: []PortRange{{80, 80}}, Mode: mode}
 	for i := range n {
-		s.Backends = append(s.Backends, BackendSpec{Name: fmt.Sprintf("web-%d", i+1), Address: backend4(i + 1), Admit: all})
+		s.Backends = append(s.Backends, BackendSpec{Name: fmt.Sprintf("web-%d", i+1), Address: backend4(i + 1), Weight: 100, Admit: all})
 	}
 	return s
 }
@@ -239,11 +239,5 @@ func (f flow) frame(t testing.TB) []byte {
 // sweep makes one full round over the table.
 func (r *testRig) sweep() {
 	r.worker.turn() // acknowledges the snapshot
-	round := r.engine.beginRound()
-	for line := 0; ; {
-		if line = r.engine.sweepStep(round, line); line == 0 {
-			break
-		}
-	}
-	r.engine.endRound(round)
+	r.engine.SweepNow()
 }

@@ -16,27 +16,28 @@ const (
 	slotQuarantined           // in no snapshot from a certain generation on; words may still name it
 )
 
-// slotKey says what a slot stands for. A backend whose address or port changed is another one.
+// slotKey says what a slot stands for: where its flows go. A backend whose address or port changed is another one; one
+// that has only got another name is not.
 type slotKey struct {
-	service, backend string
-	address          netip.Addr
-	port             uint16 // NAT: that it receives on; 0: the client's
+	service uint32 // its number
+	address netip.Addr
+	port    uint16 // NAT: that it receives on; 0: the client's
 }
 
 // slotState is the control side of one slot.
 type slotState struct {
 	phase slotPhase
 	key   slotKey
-	// service is the number of the slot's service.
-	service uint32
+	// backend is what the configuration calls it, or called it last.
+	backend string
 	// since is when the phase began, CLOCK_MONOTONIC ns.
 	since int64
 	// generation is the first snapshot without the slot, once it is quarantined.
 	generation uint64
 	// base is what the workers' counters of this slot stood at when it was given to its backend.
 	base slotCounts
-	// flows is the number of words that named the slot at the last full sweep.
-	flows uint32
+	// swept is what the last full sweep found of it.
+	swept conntrack.SlotCensus
 }
 
 // slotTable gives out slots and takes them back. All calls are made under Engine.mu.
@@ -75,11 +76,11 @@ func (t *slotTable) quarantine(slot uint32, now int64, generation uint64) {
 // swept is told of a full sweep: counts holds the words found for each slot, acked the oldest snapshot that any worker
 // still used when the sweep began, and began when that was. It frees quarantined slots that nothing names any more, and
 // returns the leaving slots that are done: without a word, and older than any previous table that could still choose them.
-func (t *slotTable) swept(counts []uint32, acked uint64, began int64) (done []uint32) {
+func (t *slotTable) swept(counts []conntrack.SlotCensus, acked uint64, began int64) (done []uint32) {
 	for i := range counts { // slots given out since the sweep began have no count yet
 		s := &t.states[i]
-		s.flows = counts[i]
-		if s.flows != 0 {
+		s.swept = counts[i]
+		if s.swept.Flows() != 0 {
 			continue
 		}
 		switch s.phase {

@@ -30,13 +30,25 @@ type Snapshot struct {
 
 // service is what a miss needs to know.
 type service struct {
-	pool *maglev.Pool
-	// previous is the pool before the last change of the service's backends. Until previousUntil (CLOCK_MONOTONIC ns),
-	// packets without a word that are not SYNs go by it: their flow was opened under it. Nil if there was no change.
-	previous      *maglev.Pool
-	previousUntil int64
-	tcp           bool
-	reject        bool // see ServiceSpec.Reject
+	maglev.Service
+	tcp     bool
+	reject  bool // see ServiceSpec.Reject
+	noTable bool // see ServiceSpec.NoTable
+	agrees  bool // see maglev.Scheduler.Agrees
+	onDown  OnDown
+	// source is the bits of the client's address that choose the backend; none: the flow's hash does.
+	source packet.Addr
+}
+
+// ends says whether a flow of a backend that takes this is ended.
+func (s *service) ends(a maglev.Admit) bool {
+	switch a.State() {
+	case maglev.Cut:
+		return s.tcp
+	case maglev.Down:
+		return s.onDown == OnDownReset
+	}
+	return false
 }
 
 // target is where a slot's packets go: a ready-made header, and the exit to leave by.
@@ -105,11 +117,8 @@ func (e *Engine) rebuild() {
 			continue
 		}
 		hop, known := e.hops[st.key.address]
-		snap.targets[i] = snap.newTarget(specs[st.service], &e.tunnel, st, hop, known)
-		snap.lives[i] = udpLife
-		if snap.services[st.service].tcp {
-			snap.lives[i] = tcpLife
-		}
+		snap.targets[i] = snap.newTarget(specs[st.key.service], &e.tunnel, st, hop, known)
+		snap.lives[i] = specs[st.key.service].life()
 		snap.targets[i].life = snap.lives[i]
 	}
 	snap.addReplies(e.slots.states, specs)
@@ -125,7 +134,7 @@ func (e *Engine) rebuild() {
 
 // newTarget makes a slot's target from the way to its backend.
 func (snap *Snapshot) newTarget(spec *ServiceSpec, tunnel *Tunnel, st *slotState, hop Hop, known bool) target {
-	t := target{service: uint16(st.service), problem: packet.NoRoute}
+	t := target{service: uint16(st.key.service), problem: packet.NoRoute}
 	if !known {
 		return t
 	}
@@ -197,12 +206,12 @@ func (snap *Snapshot) addReplies(states []slotState, specs []*ServiceSpec) {
 	claim := func(phase slotPhase) {
 		for i := range states {
 			st := &states[i]
-			if st.phase != phase || specs[st.service].Mode != NAT {
+			if st.phase != phase || specs[st.key.service].Mode != NAT {
 				continue
 			}
-			spec := specs[st.service]
+			spec := specs[st.key.service]
 			c := vipPorts{addr: packet.FromNetip(st.key.address), proto: spec.Protocol, ports: spec.Ports, service: uint32(len(snap.translations))}
-			t := translation{vip: packet.FromNetip(spec.VIP), clamp: spec.ClampMSS, service: st.service}
+			t := translation{vip: packet.FromNetip(spec.VIP), clamp: spec.ClampMSS, service: st.key.service}
 			if st.key.port != 0 {
 				c.ports = []PortRange{{st.key.port, st.key.port}}
 				t.port = spec.Ports[0].First

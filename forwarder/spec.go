@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/packet"
@@ -54,6 +53,18 @@ func (m Mode) String() string {
 	return "l2"
 }
 
+// OnDown is what becomes of the flows of a backend that is down. A flow without a word is none of its.
+type OnDown uint8
+
+const (
+	// OnDownKeep sends their packets to it all the same: nobody else could continue a TCP connection.
+	OnDownKeep OnDown = iota
+	// OnDownRehash gives the flow's next packet another backend.
+	OnDownRehash
+	// OnDownReset answers the flow's next packet with a TCP reset, so that the client connects again at once.
+	OnDownReset
+)
+
 // ClampAuto in ServiceSpec.ClampMSS derives the MSS from the MTU.
 const ClampAuto = -1
 
@@ -89,7 +100,15 @@ type ServiceSpec struct {
 	// ClampMSS lowers the MSS option of SYNs to NAT backends to so many bytes; ClampAuto: to what the MTU of the way leaves; 0:
 	// not at all.
 	ClampMSS int
-	Backends []BackendSpec // any order: it decides nothing
+	// Scheduler is how a new flow gets its backend.
+	Scheduler maglev.Scheduler
+	// SourcePrefix is how many leading bits of the client's address decide, with the scheduler Source; 0: all of them.
+	SourcePrefix int
+	TableSize    int  // entries of the lookup table, a prime number; 0: maglev.DefaultSize
+	NoTable      bool // flows get no words; not with a scheduler that does not agree with itself on other nodes
+	OnDown       OnDown
+	Life         conntrack.Life // of its flows' words without traffic; zero: what suits the protocol
+	Backends     []BackendSpec  // any order: it decides nothing
 }
 
 // BackendSpec is one backend of a service.
@@ -97,6 +116,7 @@ type BackendSpec struct {
 	Name    string
 	Address netip.Addr
 	Port    uint16       // that the backend receives on, with NAT; 0: the one that the client used
+	Weight  uint16       // its share of new flows, relative to the others'; 0: no new flows, and no share of the lookup table
 	Admit   maglev.Admit // what it takes from the moment the spec is applied
 }
 
@@ -176,6 +196,17 @@ func (v *ServiceSpec) validate() error {
 		return errors.New("it has no backends")
 	case len(v.Backends) >= MaxBackends:
 		return fmt.Errorf("%d backends, at most %d are possible", len(v.Backends), MaxBackends-1)
+	case v.SourcePrefix < 0 || v.SourcePrefix > v.VIP.Unmap().BitLen():
+		return fmt.Errorf("a source prefix of %d bits, an address has %d", v.SourcePrefix, v.VIP.Unmap().BitLen())
+	case v.NoTable && !v.Scheduler.Agrees():
+		return fmt.Errorf("without words, the scheduler %v would give each packet of a flow another backend", v.Scheduler)
+	case v.OnDown == OnDownReset && v.Protocol != protoTCP:
+		return errors.New("only TCP flows can be reset")
+	}
+	for state, ticks := range v.Life {
+		if ticks > conntrack.MaxLife {
+			return fmt.Errorf("a life of %d ticks for %v words, at most %d are possible", ticks, conntrack.State(state), conntrack.MaxLife)
+		}
 	}
 	for _, p := range v.Ports {
 		if p.First > p.Last {
@@ -204,14 +235,48 @@ func (v *ServiceSpec) validate() error {
 	return nil
 }
 
-// sortedBackends returns the backends by name: the order that lookup tables index.
-func (v *ServiceSpec) sortedBackends() []BackendSpec {
-	b := slices.Clone(v.Backends)
-	slices.SortFunc(b, func(x, y BackendSpec) int {
-		if x.Name < y.Name {
-			return -1
-		}
-		return 1
-	})
-	return b
+// tableSize is the size of the service's lookup table.
+func (v *ServiceSpec) tableSize() int {
+	if v.TableSize == 0 {
+		return maglev.DefaultSize
+	}
+	return v.TableSize
+}
+
+// life is that of the service's words.
+func (v *ServiceSpec) life() conntrack.Life {
+	switch {
+	case v.Life != conntrack.Life{}:
+		return v.Life
+	case v.Protocol == protoTCP:
+		return tcpLife
+	}
+	return udpLife
+}
+
+// weighted returns the backends as a lookup table takes them.
+func (v *ServiceSpec) weighted() []maglev.Backend {
+	out := make([]maglev.Backend, len(v.Backends))
+	for i, b := range v.Backends {
+		out[i] = maglev.Backend{Name: b.Name, Weight: b.Weight}
+	}
+	return out
+}
+
+// sourceMask is the bits of a client's address that choose its backend; none unless the scheduler is Source. The address
+// of an IPv4 client is that of packet.FromNetip.
+func (v *ServiceSpec) sourceMask() (mask packet.Addr) {
+	if v.Scheduler != maglev.Source {
+		return mask
+	}
+	bits := v.SourcePrefix
+	if bits == 0 {
+		bits = v.VIP.Unmap().BitLen()
+	}
+	bits += 128 - v.VIP.Unmap().BitLen()
+	mask.Hi = ^uint64(0) << max(64-bits, 0)
+	if bits > 64 {
+		mask.Lo = ^uint64(0) << (128 - bits)
+	}
+	return mask
 }

@@ -85,7 +85,7 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 
 // lookup turns the words that were found into slots, and puts the packets whose flow has none on the list of misses.
 func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
-	targets, admit := snap.targets, w.engine.admit
+	targets, admit := snap.targets, w.engine.live.Admit
 	missed := 0
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
@@ -109,7 +109,7 @@ func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
 			if state == maglev.Up {
 				continue // retransmitted, a client's port used again, or forged: whichever, it changes nothing here
 			}
-		case state != maglev.Down || m.Proto == protoTCP: // a TCP flow stays with a backend that is down: nobody else can continue it
+		case state == maglev.Up, state == maglev.Draining, state == maglev.Down && snap.services[w.services[i]].onDown == OnDownKeep:
 			if m.Flags&packet.ICMPError == 0 { // an error is no sign of life, and anybody can forge one
 				w.table.Refresh(w.indices[i], word, tick, m.Flags&(packet.FIN|packet.RST) != 0)
 			}

@@ -85,6 +85,10 @@ type ServiceStats struct {
 	Protocol  string         `json:"protocol"`
 	Ports     string         `json:"ports"`
 	Forward   string         `json:"forward"`
+	Scheduler string         `json:"scheduler"`
+	TableSize int            `json:"table_size"` // entries of the lookup table
+	TableHash string         `json:"table_hash"` // names its content: equal on nodes that choose alike
+	Flows     uint64         `json:"flows"`      // words naming its backends, now
 	Forwarded Counts         `json:"forwarded"`
 	NewFlows  uint64         `json:"new_flows"`
 	Backends  []BackendStats `json:"backends"`
@@ -94,26 +98,50 @@ type ServiceStats struct {
 
 // BackendStats is one backend of one service.
 type BackendStats struct {
-	Name      string `json:"name"`
-	Address   string `json:"address"`
-	Slot      uint32 `json:"slot"`
-	Leaving   bool   `json:"leaving"` // no longer configured; its flows go on
-	Admit     string `json:"admit"`   // up | draining | down
-	Hop       string `json:"hop"`     // ready | no_route | no_neighbour
-	Forwarded Counts `json:"forwarded"`
-	NewFlows  uint64 `json:"new_flows"`
-	Flows     uint64 `json:"flows"` // words naming it, at the last full sweep
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Slot    uint32 `json:"slot"`
+	Leaving bool   `json:"leaving"` // no longer configured; its flows go on
+	Admit   string `json:"admit"`   // up | draining | down | cut
+	// Fraction is the share of new flows that it takes of those that are meant for it, when it is up: 1 but in a slow start.
+	Fraction  float64 `json:"fraction"`
+	Hop       string  `json:"hop"` // ready | no_route | no_neighbour
+	Forwarded Counts  `json:"forwarded"`
+	NewFlows  uint64  `json:"new_flows"`
+	Flows     uint64  `json:"flows"` // words naming it, now
+	// LongestIdle is for how long, at the last full sweep, one of its flows had had no packet.
+	LongestIdle float64 `json:"longest_idle_seconds"`
 }
 
 // TableStats is the flow table.
 type TableStats struct {
-	Words       uint64 `json:"words"` // capacity in words; half of it is the number of flows it is meant for
-	Bytes       uint64 `json:"bytes"`
-	HugePages   bool   `json:"huge_pages"`
-	Probation   uint64 `json:"probation"`   // words in this state at the last full sweep
-	Established uint64 `json:"established"` // likewise
-	Closing     uint64 `json:"closing"`     // likewise
-	Inserted    uint64 `json:"inserted"`
-	Refused     uint64 `json:"refused"` // inserts that found no word to take
-	Evicted     uint64 `json:"evicted"` // inserts that took a live word
+	Words       uint64     `json:"words"` // capacity in words; half of it is the number of flows it is meant for
+	Bytes       uint64     `json:"bytes"`
+	HugePages   bool       `json:"huge_pages"`
+	Flows       uint64     `json:"flows"`       // words of all services, now
+	Probation   uint64     `json:"probation"`   // words in this state at the last full sweep
+	Established uint64     `json:"established"` // likewise
+	Closing     uint64     `json:"closing"`     // likewise
+	Expired     uint64     `json:"expired"`     // words that the last full sweep freed
+	Ages        []AgeCount `json:"ages"`        // live words at the last full sweep, by how long they had had no packet
+	Inserted    uint64     `json:"inserted"`
+	Refused     uint64     `json:"refused"` // inserts that found no word to take: the flow goes by hash
+	Evicted     Evictions  `json:"evicted"`
 }
+
+// AgeCount is the number of words that have idled for less than a time, and not for less than that of the AgeCount before.
+type AgeCount struct {
+	Below float64 `json:"below_seconds"` // 0 for the last one: it has no bound
+	Flows uint64  `json:"flows"`
+}
+
+// Evictions is how often an insert into two full lines took the place of a word, by what that was.
+type Evictions struct {
+	Expired     uint64 `json:"expired"` // its time was over; no flow lost anything
+	Closing     uint64 `json:"closing"`
+	Probation   uint64 `json:"probation"`
+	Established uint64 `json:"established"` // idle for more than five minutes
+}
+
+// Live is the number of evictions that took a word whose time was not over.
+func (v Evictions) Live() uint64 { return v.Closing + v.Probation + v.Established }

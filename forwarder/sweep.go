@@ -8,31 +8,56 @@ import (
 )
 
 const (
-	// sweepPeriod is how long a full sweep of the table takes. It must stay below 20 minutes (package conntrack).
-	sweepPeriod = 30 * time.Second
+	// sweepPeriod is how long a full sweep of the table takes; of a large one, as long as it takes to pass over so many lines
+	// a second. It must stay below 20 minutes (package conntrack), which the largest table does.
+	sweepPeriod = 10 * time.Second
+	sweepLines  = 1 << 20
 	// sweepSteps is in how many steps. More would wake an idle node more often, fewer would take longer at a time.
-	sweepSteps = 100
+	sweepSteps = 50
 )
+
+// roundTime is how long a full sweep takes.
+func (e *Engine) roundTime() time.Duration {
+	return max(sweepPeriod, time.Duration(e.table.Lines()/sweepLines)*time.Second)
+}
 
 // Sweep removes expired words from the flow table, all the time, a little at a time, until ctx is done. After each full
 // round it takes back the slots that nothing names any more. One goroutine calls it.
 func (e *Engine) Sweep(ctx context.Context) {
-	timer := time.NewTicker(sweepPeriod / sweepSteps)
+	timer := time.NewTicker(e.roundTime() / sweepSteps)
 	defer timer.Stop()
 	for {
-		round := e.beginRound()
-		for line := 0; ; {
+		stop := e.sweepRound(func() bool {
 			select {
 			case <-ctx.Done():
-				return
+				return false
 			case <-timer.C:
+				return true
 			}
-			if line = e.sweepStep(round, line); line == 0 {
-				break
-			}
+		})
+		if stop {
+			return
 		}
-		e.endRound(round)
 	}
+}
+
+// SweepNow sweeps the whole table at once, as one round of Sweep does in its time. It is for those whose clock is not the
+// machine's: simulations and tests. Not while Sweep runs.
+func (e *Engine) SweepNow() { e.sweepRound(func() bool { return true }) }
+
+// sweepRound makes one round, asking before each step whether to go on.
+func (e *Engine) sweepRound(next func() bool) (stopped bool) {
+	round := e.beginRound()
+	for line := 0; ; {
+		if !next() {
+			return true
+		}
+		if line = e.sweepStep(round, line); line == 0 {
+			break
+		}
+	}
+	e.endRound(round)
+	return false
 }
 
 // sweepRound is one walk over the whole table.
@@ -50,7 +75,7 @@ func (e *Engine) beginRound() *sweepRound {
 		acked = min(acked, w.acked.Load())
 	}
 	return &sweepRound{
-		census: conntrack.Census{Slots: make([]uint32, len(e.slots.states))},
+		census: conntrack.Census{Slots: make([]conntrack.SlotCensus, len(e.slots.states))},
 		began:  e.clock(),
 		acked:  acked,
 	}
@@ -65,6 +90,9 @@ func (e *Engine) endRound(r *sweepRound) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.census = r.census
+	if e.onSwept != nil {
+		e.onSwept(e.clock())
+	}
 	done := e.slots.swept(r.census.Slots, r.acked, r.began)
 	if len(done) == 0 {
 		return
@@ -72,7 +100,7 @@ func (e *Engine) endRound(r *sweepRound) {
 	for _, slot := range done {
 		st := &e.slots.states[slot]
 		for _, s := range e.services {
-			if s.number == st.service {
+			if s.number == st.key.service {
 				c := e.sumSlot(slot)
 				c.sub(st.base)
 				s.retired.add(c)

@@ -8,8 +8,10 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
+	"github.com/sluice-lb/sluice/maglev"
 )
 
 const (
@@ -73,6 +75,8 @@ type Worker struct {
 	commands  chan func()
 	ended     chan struct{} // closed when Run returns
 	count     *counters
+	top       *guard.Top // sources that open most flows
+	halved    int64      // when its counts were halved last, CLOCK_MONOTONIC ns
 
 	// What the worker says by itself is limited: answers to echo requests, ICMP errors, resets.
 	echoes, errors, resets, resolves pace
@@ -133,10 +137,17 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 	defer e.mu.Unlock()
 	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
 	w.cpu.Store(-1)
+	w.top, w.halved = guard.NewTop(e.keys.Mix), e.clock()
 	w.waiting = make([]heldFragment, 0, maxHeld)
 	w.Attach(io)
-	w.acked.Store(e.snapshot.Load().generation)
 	e.workers = append(e.workers, w)
+	for _, s := range e.services { // schedulers keep something for each worker
+		if p := s.live.Pool; !s.adopted {
+			s.live.Pool = maglev.NewPool(p.Table(), p.Slots(), p.Scheduler(), len(e.workers))
+		}
+	}
+	e.rebuild()
+	w.acked.Store(e.generation)
 	return w
 }
 
@@ -219,6 +230,10 @@ func (w *Worker) turn() int {
 	w.heartbeat.Store(now)
 	if n == 0 || now-w.count.published > publishNanos {
 		w.count.publish(now)
+		if now-w.halved > int64(topHalving) {
+			w.top.Halve()
+			w.halved = now
+		}
 		if g := w.engine.snapshot.Load().generation; w.acked.Load() != g {
 			w.acked.Store(g) // no batch is under way: the next one loads this snapshot or a later one
 		}

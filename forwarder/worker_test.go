@@ -124,7 +124,7 @@ func TestForward(t *testing.T) {
 				f.src, f.dst = netip.MustParseAddr("2001:db8:5::7"), vip6
 			}
 			r.apply(ServiceSpec{Name: "web", VIP: f.dst, Protocol: protoTCP, Ports: []PortRange{{80, 80}}, Mode: c.mode,
-				Backends: []BackendSpec{{"b", backend[c.outer6], 0, all}}})
+				Backends: []BackendSpec{{"b", backend[c.outer6], 0, 100, all}}})
 			in := f.frame(t)
 			sent := r.pass(append(bytes.Clone(in), 0, 0, 0)) // with padding, which must go
 			if len(sent) != 1 {
@@ -265,7 +265,6 @@ func TestPanic(t *testing.T) {
 // that must not be, and the books balance in the end.
 func TestConcurrentChanges(t *testing.T) {
 	r := newTestRig(t, 20_000)
-	r.apply(web(IPIP, 5))
 	second, err := xsk.NewMemoryNIC(xsk.Options{}, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -274,6 +273,7 @@ func TestConcurrentChanges(t *testing.T) {
 	io := WorkerIO{Memory: second.Umem().Memory(), Wait: second.Umem().Wait,
 		Queues: []Queue{{Port: second.Sockets()[0]}}}
 	other := r.engine.NewWorker(io)
+	r.apply(web(IPIP, 5))
 	var stop atomic.Bool
 	var running sync.WaitGroup
 	for _, w := range []*Worker{r.worker, other} {
@@ -347,11 +347,11 @@ func FuzzWorker(f *testing.F) {
 	f.Add([]byte{})
 	r := newTestRig(f, 1000)
 	any6 := ServiceSpec{Name: "any6", VIP: vip6, Protocol: protoUDP, Ports: []PortRange{{0, 65535}}, Mode: IPIP,
-		Backends: []BackendSpec{{"d", netip.MustParseAddr("2001:db8:9::1"), 0, all}}}
+		Backends: []BackendSpec{{"d", netip.MustParseAddr("2001:db8:9::1"), 0, 100, all}}}
 	translated := ServiceSpec{Name: "nat", VIP: natVIP, Protocol: protoTCP, Ports: []PortRange{{80, 80}}, Mode: NAT, ClampMSS: 1000,
-		Backends: []BackendSpec{{"n", backend4(9), 8080, all}}}
+		Backends: []BackendSpec{{"n", backend4(9), 8080, 100, all}}}
 	refused := ServiceSpec{Name: "refused", VIP: vip4, Protocol: protoTCP, Ports: []PortRange{{81, 81}}, Mode: L2, Reject: true,
-		Backends: []BackendSpec{{"r", backend4(8), 0, maglev.MakeAdmit(maglev.Down, 0)}}}
+		Backends: []BackendSpec{{"r", backend4(8), 0, 100, maglev.MakeAdmit(maglev.Down, 0)}}}
 	r.apply(web(IPIP, 3), any6, dns(2), translated, refused)
 	r.engine.tunnel.Fragment = true
 	r.toClients(1000)
@@ -477,7 +477,7 @@ func TestFalseHit(t *testing.T) {
 	f := client(5, "A").frame(t)
 	var m packet.Meta
 	packet.Parse(f, &r.engine.keys.Flow, &m)
-	foreign := r.engine.slots.byKey[slotKey{"dns", "web-1", backend4(100), 0}]
+	foreign := r.engine.slots.byKey[slotKey{r.engine.services["dns"].number, backend4(100), 0}]
 	if o := r.engine.table.Insert(m.Hash, foreign, conntrack.Tick(r.now.Load()), conntrack.Established, r.engine.snapshot.Load().lives); o != conntrack.Inserted {
 		t.Fatal(o)
 	}

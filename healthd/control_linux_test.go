@@ -17,22 +17,25 @@ import (
 // daemon is a forwarder's control side for real: the health book behind the server on a unix socket. Only the traffic
 // is missing.
 type daemon struct {
-	*control.Book
-	cancel  context.CancelFunc
-	stopped chan struct{}
+	control.Daemon // nothing that healthd asks for
+	book           *control.Book
+	cancel         context.CancelFunc
+	stopped        chan struct{}
 }
 
-func (d *daemon) Status() control.Status { return control.Status{} }
+func (d *daemon) Targets(ctx context.Context, boot string, generation uint64) control.Targets {
+	return d.book.Targets(ctx, boot, generation)
+}
 
-func (d *daemon) Reload(context.Context) (control.ReloadResult, error) {
-	return control.ReloadResult{}, nil
+func (d *daemon) Report(r control.HealthReport) (control.HealthAnswer, error) {
+	return d.book.Report(r)
 }
 
 func startDaemon(t *testing.T, socket string, services []config.Service) *daemon {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	d := &daemon{Book: control.NewBook("", log), stopped: make(chan struct{})}
-	d.Prepare(services).Commit()
+	d := &daemon{book: control.NewBook("", log), stopped: make(chan struct{})}
+	d.book.Prepare(services).Commit()
 	l, err := control.Listen(socket, "")
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +71,7 @@ func (d *daemon) health(backend string) control.Health {
 		ServiceStats: forwarder.ServiceStats{Name: "web"},
 		Backends:     []control.Backend{{BackendStats: forwarder.BackendStats{Name: backend}}},
 	}}}}
-	d.Fill(&s)
+	d.book.Fill(&s)
 	return s.Traffic.Services[0].Backends[0].Health
 }
 
@@ -137,6 +140,6 @@ func TestWithTheControlAPI(t *testing.T) {
 		t.Errorf("the new forwarder was told that it is down since %v, it is since %v", got, since)
 	}
 	second.await(t, "good", control.StateUp, "HTTP 200")
-	second.Prepare(service(good, dead, late)).Commit()
+	second.book.Prepare(service(good, dead, late)).Commit()
 	second.await(t, "late", control.StateUp, "HTTP 200")
 }

@@ -14,6 +14,7 @@ const (
 	Down     AdmitState = iota // takes nothing
 	Draining                   // takes packets of the flows it has
 	Up                         // takes everything, and of new flows the fraction of the word
+	Cut                        // takes nothing, and the flows it still has are ended; in choosing it is like Down
 )
 
 // All is the fraction of a backend that takes every new flow.
@@ -37,10 +38,13 @@ func (a Admit) takesNew(mix uint64) bool {
 	return a.State() == Up && uint32(mix&0xffff) < a.Fraction()
 }
 
+// holds says whether the backend takes packets of the flows it has: it is up or draining.
+func (a Admit) holds() bool { return a.State() == Up || a.State() == Draining }
+
 // open says whether the backend takes new flows at all: it is up, and its fraction is not zero.
 func (a Admit) open() bool { return a.State() == Up && a.Fraction() > 0 }
 
-// String returns the name of the state: down, draining or up.
+// String returns the name of the state: down, draining, up or cut.
 func (s AdmitState) String() string {
 	switch s {
 	case Down:
@@ -49,6 +53,8 @@ func (s AdmitState) String() string {
 		return "draining"
 	case Up:
 		return "up"
+	case Cut:
+		return "cut"
 	}
 	return fmt.Sprintf("admit state(%d)", uint8(s))
 }

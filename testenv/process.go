@@ -21,12 +21,13 @@ import (
 
 // Cmd is a program to run.
 type Cmd struct {
-	Path   string    // of the program; without a slash it is looked up in PATH
-	Args   []string  // without the program's name
-	Env    []string  // KEY=value, added to the environment of this process
-	Dir    string    // working directory; empty: that of this process
-	Stdin  io.Reader // nil: empty
-	Stdout io.Writer // gets standard output in place of Process.Stdout and Output, which keep the last 1 MiB; nil: none
+	Path   string     // of the program; without a slash it is looked up in PATH
+	Args   []string   // without the program's name
+	Env    []string   // KEY=value, added to the environment of this process
+	Dir    string     // working directory; empty: that of this process
+	Stdin  io.Reader  // nil: empty
+	Files  []*os.File // descriptors 3 and up in the program
+	Stdout io.Writer  // gets standard output in place of Process.Stdout and Output, which keep the last 1 MiB; nil: none
 }
 
 // Process is a program that runs inside a namespace. It leads a process group of its own, which ends with it.
@@ -47,6 +48,7 @@ func (ns *Namespace) Start(c Cmd) (*Process, error) {
 	p.cmd.Env = append(os.Environ(), c.Env...)
 	p.cmd.Dir = c.Dir
 	p.cmd.Stdin = c.Stdin
+	p.cmd.ExtraFiles = c.Files
 	p.cmd.Stderr = &p.both
 	p.cmd.Stdout = io.MultiWriter(&p.both, &p.stdout)
 	if c.Stdout != nil {

@@ -18,6 +18,7 @@ import (
 type Dialer struct {
 	Namespace *Namespace
 	Source    netip.Addr // the address to dial from; zero: the kernel chooses
+	Port      uint16     // the port to dial from, with a Source; zero: the kernel chooses
 }
 
 // Dialer makes connections from inside the namespace, from an address that the kernel chooses.
@@ -33,9 +34,9 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (conn
 	if d.Source.IsValid() {
 		switch network {
 		case "tcp", "tcp4", "tcp6":
-			dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(d.Source, 0))
+			dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(d.Source, d.Port))
 		default:
-			dialer.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(d.Source, 0))
+			dialer.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(d.Source, d.Port))
 		}
 	}
 	err = d.Namespace.Do(func() error {

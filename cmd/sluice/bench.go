@@ -17,7 +17,7 @@ import (
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
-	c.AddCommand(benchWorkerCommand())
+	c.AddCommand(benchWorkerCommand(), benchScalingCommand())
 	return c
 }
 
@@ -30,7 +30,8 @@ func benchWorkerCommand() *cobra.Command {
 		Short: "Measure the worker on an in-process NIC, beside a bare MAC swap on the same rings",
 		Long: `Measure the worker on an in-process NIC, beside a bare MAC swap on the same rings. No root, no network.
 
-All modes and flow counts take turns within one run, so their ratios are good on a machine whose speed changes.
+Modes: swap, the bare swap; ipip, packets of flows that have a word; syn, SYNs of unknown flows, which leave none; new,
+packets of unknown flows, each of which gets a word. All modes and flow counts take turns within one run, so their ratios are good on a machine whose speed changes.
 Nanoseconds are this machine's, now, and do not carry over.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -61,6 +62,47 @@ Nanoseconds are this machine's, now, and do not carry over.`,
 	}
 	f := c.Flags()
 	f.StringSliceVar(&list, "flows", []string{"1k", "100k", "1M"}, "flows in the table: numbers such as 1k, 100k, 1M, 10M (16 bytes each)")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.DurationVar(&duration, "duration", 10*time.Second, "how long to measure, beyond setting the flows up")
+	return c
+}
+
+func benchScalingCommand() *cobra.Command {
+	var count string
+	var workers int
+	var asJSON bool
+	var duration time.Duration
+	c := &cobra.Command{
+		Use:   "scaling",
+		Short: "Measure what several workers do that share the flow table, beside one alone",
+		Long: `Measure what several workers do that share the flow table, beside one alone: known flows, on in-process NICs. No
+root, no network. One worker and all of them take turns; give it as many cores that have nothing else to do.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			flows, err := parseCount(count)
+			if err != nil {
+				return fmt.Errorf("--flows: %w", err)
+			}
+			if workers < 2 || workers > 64 {
+				return fmt.Errorf("--workers: found %d, expected 2 to 64", workers)
+			}
+			s, err := bench.MeasureScaling(flows, workers, duration)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				e := json.NewEncoder(c.OutOrStdout())
+				e.SetIndent("", "  ")
+				return e.Encode(s)
+			}
+			fmt.Fprintf(c.OutOrStdout(), "%d flows: one worker %.2f Mpps, %d workers %.2f Mpps: %.2f times as much (%.2f to %.2f in %d rounds)\n",
+				s.Flows, s.One, s.Workers, s.All, s.Ratio, s.Each[0], s.Each[len(s.Each)-1], len(s.Each))
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&count, "flows", "1M", "flows in the table: a number such as 100k or 1M")
+	f.IntVar(&workers, "workers", 2, "workers at once")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	f.DurationVar(&duration, "duration", 10*time.Second, "how long to measure, beyond setting the flows up")
 	return c

@@ -27,11 +27,7 @@ On a machine that has the file's interfaces, addresses and MTUs are checked too:
 outer headers need room on the way to the backends. Elsewhere, a warning says what was not checked.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			machine, err := thisMachine()
-			if err != nil {
-				return err
-			}
-			cfg, warnings, err := config.LoadFor(args[0], machine)
+			cfg, warnings, err := loadHere(args[0])
 			for _, w := range warnings {
 				fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
 			}
@@ -46,6 +42,15 @@ outer headers need room on the way to the backends. Elsewhere, a warning says wh
 			return nil
 		},
 	}
+}
+
+// loadHere reads a configuration for this machine: what sluice check refuses here, the daemon refuses too.
+func loadHere(file string) (*config.Config, []config.Warning, error) {
+	machine, err := thisMachine()
+	if err != nil {
+		return nil, nil, err
+	}
+	return config.LoadFor(file, machine)
 }
 
 // thisMachine is the machine, or network namespace, that the calling thread is on. It needs no privilege.

@@ -31,6 +31,7 @@ type daemon struct {
 	stopping atomic.Bool
 
 	reloading sync.Mutex // one at a time; taken before mu
+	admitting sync.Mutex // held while admissions are read and brought into force, so that an older reading never comes last
 
 	mu         sync.Mutex
 	config     *config.Config // in force
@@ -62,6 +63,9 @@ func (d *daemon) Reload(context.Context) (control.ReloadResult, error) {
 	result, err := d.reload()
 	if err == nil {
 		d.log.Info("configuration reloaded", "generation", result.Generation, "hash", result.Hash, "changed", result.Changed)
+		for _, t := range result.Tables {
+			d.log.Info("lookup table changed", "service", t.Service, "size", t.Size, "moved", t.Moved, "least", t.Least, "hash", t.Hash)
+		}
 		for _, note := range result.Notes {
 			d.log.Warn("configuration", "note", note)
 		}
@@ -78,7 +82,7 @@ func (d *daemon) Reload(context.Context) (control.ReloadResult, error) {
 }
 
 func (d *daemon) reload() (control.ReloadResult, error) {
-	cfg, warnings, err := config.Load(d.file)
+	cfg, warnings, err := loadHere(d.file)
 	if err != nil {
 		return control.ReloadResult{}, err
 	}
@@ -88,10 +92,14 @@ func (d *daemon) reload() (control.ReloadResult, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return control.ReloadResult{
+	r := control.ReloadResult{
 		Generation: d.generation, Hash: cfg.Hash(), Changed: cfg.Hash() != before,
 		Warnings: warnings, Notes: needRestart(d.atStart, cfg),
-	}, nil
+	}
+	for _, c := range d.node.TableChanges() {
+		r.Tables = append(r.Tables, control.TableChange(c))
+	}
+	return r, nil
 }
 
 // needRestart names the fields whose change has no effect before the next start.
@@ -134,10 +142,17 @@ func (d *daemon) followHealth(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-d.book.Admitted():
-			for k, a := range d.book.Admissions() {
-				d.node.SetAdmit(k.Service, k.Backend, control.AdmitWord(a))
-			}
+			d.admit()
 		}
+	}
+}
+
+// admit brings what every backend takes now into the admit words.
+func (d *daemon) admit() {
+	d.admitting.Lock()
+	defer d.admitting.Unlock()
+	for k, a := range d.book.Admissions() {
+		d.node.SetAdmit(k.Service, k.Backend, a)
 	}
 }
 

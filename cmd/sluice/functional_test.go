@@ -254,25 +254,30 @@ func (s *system) curlAll(vip netip.Addr, n int) map[string]int {
 func (s *system) echoServers(port int) {
 	s.t.Helper()
 	for _, b := range s.backends {
-		l, err := b.Listen("tcp", fmt.Sprintf(":%d", port))
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		s.t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				conn, err := l.Accept()
-				if err != nil {
-					return
-				}
-				go func() {
-					defer conn.Close()
-					_, _ = io.Copy(conn, conn)
-					_ = conn.(*net.TCPConn).CloseWrite()
-				}()
-			}
-		}()
+		s.echoServer(b, port)
 	}
+}
+
+func (s *system) echoServer(b *rigBackend, port int) {
+	s.t.Helper()
+	l, err := b.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, _ = io.Copy(conn, conn)
+				_ = conn.(*net.TCPConn).CloseWrite()
+			}()
+		}
+	}()
 }
 
 // random returns n reproducible random bytes.

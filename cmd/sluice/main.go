@@ -42,7 +42,8 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCommand(), checkCommand(), reloadCommand(), statusCommand(), demoCommand(), benchCommand(), cli.VersionCommand("sluice", version))
+	root.AddCommand(runCommand(), checkCommand(), reloadCommand(), statusCommand(), flowsCommand(), drainCommand(),
+		undrainCommand(), demoCommand(), benchCommand(), cli.VersionCommand("sluice", version))
 	return root
 }
 

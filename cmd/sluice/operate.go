@@ -8,6 +8,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -34,6 +35,9 @@ func reloadCommand() *cobra.Command {
 		for _, w := range r.Warnings {
 			fmt.Fprintln(c.ErrOrStderr(), "warning:", w)
 		}
+		for _, t := range r.Tables {
+			fmt.Fprintf(c.OutOrStdout(), "service %s: %d of %d entries of the lookup table moved%s\n", t.Service, t.Moved, t.Size, overLeast(t))
+		}
 		for _, n := range r.Notes {
 			fmt.Fprintln(c.ErrOrStderr(), "note:", n)
 		}
@@ -45,6 +49,17 @@ func reloadCommand() *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+// overLeast compares what a change of a lookup table moved with the least that it had to.
+func overLeast(t control.TableChange) string {
+	switch {
+	case t.Moved == t.Least:
+		return ", no more than had to"
+	case t.Least == 0:
+		return "; none had to"
+	}
+	return fmt.Sprintf(", %.2f times the least possible", float64(t.Moved)/float64(t.Least))
 }
 
 func statusCommand() *cobra.Command {
@@ -109,25 +124,29 @@ func printStatus(out io.Writer, s control.Status) error {
 		if v.FailOpen {
 			note = "  (health is ignored: it would leave no backend)"
 		}
-		fmt.Fprintf(w, "\n%s  %s %s:%s  %s%s\n", v.Name, v.Protocol, v.VIP, v.Ports, v.Forward, note)
-		fmt.Fprint(w, "BACKEND\tADDRESS\tTAKES\tHEALTH\tHOP\tPACKETS\tBYTES\tNEW FLOWS\tFLOWS\n")
+		fmt.Fprintf(w, "\n%s  %s %s:%s  %s  %s, table %s  %d flows%s\n", v.Name, v.Protocol, v.VIP, v.Ports, v.Forward, v.Scheduler, v.TableHash, v.Flows, note)
+		fmt.Fprint(w, "BACKEND\tADDRESS\tWEIGHT\tTAKES\tHEALTH\tHOP\tPACKETS\tBYTES\tNEW FLOWS\tFLOWS\tLONGEST IDLE\n")
 		for _, b := range v.Backends {
-			takes := b.Admit
-			if b.Leaving {
-				takes = "leaving"
+			takes := takes(&b)
+			if h := b.Hand; h != nil {
+				takes += " (by hand)"
 			}
 			health := string(b.Health.State)
 			if b.Health.Evidence != "" && b.Health.State == control.StateDown {
 				health += ": " + b.Health.Evidence
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\n", b.Name, b.Address, takes, health, b.Hop, b.Forwarded.Packets, b.Forwarded.Bytes, b.NewFlows, b.Flows)
+			weight := strconv.Itoa(b.Weight)
+			if b.Leaving {
+				weight = "-"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", b.Name, b.Address, weight, takes, health, b.Hop, b.Forwarded.Packets, b.Forwarded.Bytes, b.NewFlows, b.Flows, seconds(b.LongestIdle))
 		}
 		printDropped(w, v.Dropped)
 	}
 
 	t := s.Traffic.Table
-	fmt.Fprintf(w, "\nflow table: %d MiB for %d flows; %d established, %d on probation, %d closing at the last sweep; %d inserted, %d evicted, %d refused\n",
-		t.Bytes>>20, t.Words/2, t.Established, t.Probation, t.Closing, t.Inserted, t.Evicted, t.Refused)
+	fmt.Fprintf(w, "\nflow table: %d MiB for %d flows; %d now; %d established, %d on probation, %d closing at the last sweep; %d inserted, %d evicted alive, %d refused\n",
+		t.Bytes>>20, t.Words/2, t.Flows, t.Established, t.Probation, t.Closing, t.Inserted, t.Evicted.Live(), t.Refused)
 	var received, forwarded, answered, generated, held uint64
 	dropped := control.Dropped{}
 	for _, x := range s.Traffic.Workers {

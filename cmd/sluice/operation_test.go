@@ -399,6 +399,15 @@ func TestRefusedReload(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "forwrad") {
 		t.Errorf("sluice reload: %v\n%s", err, out)
 	}
+	// A backend that is the node itself would be a loop.
+	own := strings.Replace(string(data), s.backends[0].IPv4.String(), node.IPv4.String(), 1)
+	if err := os.WriteFile(node.config, []byte(own), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out, err = exec.Command(filepath.Join(bin, "sluice"), "reload", "--socket", node.socket).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "a node cannot be its own backend") {
+		t.Errorf("sluice reload with the node's own address: %v\n%s", err, out)
+	}
 	s.curlAll(testVIP4, 10)
 	out, err = exec.Command(filepath.Join(bin, "sluice"), "status", "--socket", node.socket).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "refused") {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"text/template"
 	"time"
 
@@ -38,6 +39,9 @@ type rigNode struct {
 	socket  string
 	daemon  *testenv.Process
 	healthd *testenv.Process
+	// env and files are added to those of the daemon.
+	env   []string
+	files []*os.File
 }
 
 // rigBackend is one backend.
@@ -122,10 +126,11 @@ func (r *rig) startBackend(host *testenv.Host) error {
 type rigService struct {
 	Name, Protocol, Forward, Ports string
 	VIP                            netip.Addr
-	Check                          string // in YAML flow style; empty: none
-	Options                        string // further lines, as "on_no_backend: reject"
-	BackendPort                    int    // NAT: where the backends receive; 0: on the service's port
-	Outer6                         bool   // backends by their IPv6 addresses
+	Check                          string         // in YAML flow style; empty: none
+	Options                        string         // further lines, as "on_no_backend: reject"
+	BackendPort                    int            // NAT: where the backends receive; 0: on the service's port
+	Outer6                         bool           // backends by their IPv6 addresses
+	Weights                        map[string]int // by name of the backend; the default where there is none
 	Backends                       []*rigBackend
 }
 
@@ -135,6 +140,14 @@ func (s rigService) Address(b *rigBackend) netip.Addr {
 		return b.IPv6
 	}
 	return b.IPv4
+}
+
+// Weight is the weight of a backend in the configuration; empty: the default.
+func (s rigService) Weight(b *rigBackend) string {
+	if w, ok := s.Weights[b.name]; ok {
+		return strconv.Itoa(w)
+	}
+	return ""
 }
 
 var rigConfig = template.Must(template.New("config").Parse(`# Written by sluice for a node in network namespaces.
@@ -164,7 +177,7 @@ services:
     {{- end}}
     backends:
       {{- range .Backends}}
-      - {name: {{.Name}}, address: {{$s.Address .}}{{with $s.BackendPort}}, port: {{.}}{{end}}}
+      - {name: {{.Name}}, address: {{$s.Address .}}{{with $s.BackendPort}}, port: {{.}}{{end}}{{with $s.Weight .}}, weight: {{.}}{{end}}}
       {{- end}}
 {{- end}}
 `))
@@ -195,7 +208,12 @@ func (n *rigNode) name() string {
 
 // start starts the daemon and healthd of a node, and waits until the node is ready.
 func (r *rig) start(n *rigNode) (err error) {
-	if n.daemon, err = n.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice"), Args: []string{"run", "--config", n.config}}); err != nil {
+	run := testenv.Cmd{Path: filepath.Join(r.bin, "sluice"), Args: []string{"run", "--config", n.config}, Env: n.env, Files: n.files}
+	if len(n.files) > 0 { // as systemd hands descriptors over: they are for the process of this number alone
+		run.Args = append([]string{"-c", `LISTEN_PID=$$ exec "$0" "$@"`, run.Path}, run.Args...)
+		run.Path = "/bin/sh"
+	}
+	if n.daemon, err = n.Start(run); err != nil {
 		return err
 	}
 	if err := n.daemon.WaitUntil(10*time.Second, "node is ready", n.ready); err != nil {

@@ -48,7 +48,7 @@ Needs root, or CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF, CAP_PERFMON and, beyond the 
 
 // run is the daemon from start to end. What it opens first is what tells it that another one runs already.
 func run(ctx context.Context, file string, stderr io.Writer) error {
-	cfg, warnings, err := config.Load(file)
+	cfg, warnings, err := loadHere(file)
 	if err != nil {
 		return err
 	}
@@ -70,10 +70,11 @@ func run(ctx context.Context, file string, stderr io.Writer) error {
 	}
 	defer scrape.Close()
 
-	d.book = control.NewBook(filepath.Join(cfg.StateDir, "health.json"), d.log)
-	if d.node, err = startNode(cfg, d.log); err != nil {
+	d.book = control.NewBook(cfg.StateDir, d.log)
+	if d.node, err = startNode(cfg, inheritedTable(d.log), d.log); err != nil {
 		return err
 	}
+	keepTable(d.node, d.log)
 	defer func() {
 		if err := d.node.Close(); err != nil {
 			d.log.Error("close", "error", err)
@@ -165,8 +166,39 @@ func monotonicMicros() int64 {
 	return ts.Nano() / 1000
 }
 
-// startNode attaches to the interfaces.
-func startNode(cfg *config.Config, log *slog.Logger) (*forwarder.Node, error) {
+// tableName is the name of the flow table in systemd's store of descriptors.
+const tableName = "flows"
+
+// inheritedTable returns the descriptor of the flow table that the daemon before this one left with systemd; 0: there is
+// none. Whatever else was left is closed.
+func inheritedTable(log *slog.Logger) (table int) {
+	for name, fds := range cli.InheritedFDs() {
+		for _, fd := range fds {
+			if name == tableName && table == 0 {
+				table = fd
+				continue
+			}
+			log.Warn("a descriptor that nobody knows was inherited, and is closed", "name", name)
+			_ = unix.Close(fd)
+		}
+	}
+	return table
+}
+
+// keepTable leaves the flow table with systemd, for the daemon after this one: systemctl restart, or a start after a crash,
+// goes on with all flows.
+func keepTable(n *forwarder.Node, log *slog.Logger) {
+	err := cli.RemoveFD(tableName) // another one would not take its place
+	if err == nil {
+		err = cli.StoreFD(tableName, n.TableFD())
+	}
+	if err != nil {
+		log.Warn("flows will not survive a restart of the daemon", "error", err)
+	}
+}
+
+// startNode attaches to the interfaces. table is the inherited flow table, or 0.
+func startNode(cfg *config.Config, table int, log *slog.Logger) (*forwarder.Node, error) {
 	seed := cfg.Group.Seed
 	if seed.IsZero() {
 		var err error
@@ -178,8 +210,12 @@ func startNode(cfg *config.Config, log *slog.Logger) (*forwarder.Node, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := os.MkdirAll(cfg.StateDir, 0o750); err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
 	c := forwarder.NodeConfig{
 		Keys: keys, Flows: cfg.Flows, Workers: cfg.Workers, CPUs: cfg.CPUs, BusyPoll: cfg.BusyPoll, Log: log,
+		TableFD: table, DirectoryFile: filepath.Join(cfg.StateDir, "slots.json"),
 	}
 	for _, i := range cfg.Interfaces {
 		mode, err := xsk.ParseMode(string(i.Mode))

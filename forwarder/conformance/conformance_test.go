@@ -14,6 +14,7 @@ import (
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/maglev"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
@@ -209,11 +210,11 @@ func (f *file) format(frame []byte, iface string) string {
 }
 
 // admission says what health has found out about a backend.
-func (f *file) admission(service, backend string) control.Admission {
+func (f *file) admission(service, backend string) maglev.Admit {
 	if f.down[service+"/"+backend] {
-		return control.AdmitDown
+		return maglev.MakeAdmit(maglev.Down, 0)
 	}
-	return control.AdmitUp
+	return maglev.MakeAdmit(maglev.Up, maglev.All)
 }
 
 // newEngine makes an engine that forwards what the file's config says.

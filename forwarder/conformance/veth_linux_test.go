@@ -148,7 +148,7 @@ func (r *vethRig) ready() error {
 			if b.Hop != "ready" && !r.file.silent[addr] && s.Forward != "l2" {
 				return fmt.Errorf("%s of %s: %s", b.Name, s.Name, b.Hop)
 			}
-			if want := string(r.file.admission(s.Name, b.Name)); b.Admit != want {
+			if want := r.file.admission(s.Name, b.Name).State().String(); b.Admit != want {
 				return fmt.Errorf("%s of %s is %s, not %s", b.Name, s.Name, b.Admit, want)
 			}
 		}

@@ -35,6 +35,7 @@ const (
 	FragmentOverlap               // fragment_overlap
 	FragmentUnknown               // fragment_unknown
 	NoBackend                     // no_backend
+	BackendDown                   // backend_down
 	NoRoute                       // no_route
 	NoNeighbour                   // no_neighbour
 	TTLExpired                    // ttl_expired
@@ -74,6 +75,7 @@ var reasons = [NumReasons]struct{ name, sentence string }{
 	FragmentOverlap: {"fragment_overlap", "The fragment overlaps another one of its datagram (RFC 5722), or the datagram has too many."},
 	FragmentUnknown: {"fragment_unknown", "The first fragment of the datagram, which has the ports, did not come in time."},
 	NoBackend:       {"no_backend", "No backend of the service takes traffic now."},
+	BackendDown:     {"backend_down", "The flow's backend is down, or a drain of it is over, and its flows are ended; the client is told by a TCP reset."},
 	NoRoute:         {"no_route", "The node has no usable route to the chosen backend, or for the reply of one."},
 	NoNeighbour:     {"no_neighbour", "The next hop has not answered ARP or neighbour discovery."},
 	TTLExpired:      {"ttl_expired", "The TTL or hop limit was used up; forwarding by NAT counts as a hop."},

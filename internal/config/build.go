@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"time"
+
+	"github.com/sluice-lb/sluice/maglev"
 )
 
 // The functions here walk the file in the order of the schema and fill a Config; what has been refused stays zero, and
@@ -49,6 +51,7 @@ func (v value) config() *Config {
 	c.Log.Level, _ = enum(log.field("level"), "debug", "info", "warn", "error")
 	c.Log.Format, _ = enum(log.field("format"), "text", "json")
 
+	p.warnOfLocalChoice(c.Group.Peers)
 	refuseOverlaps(p.services)
 	refuseAmbiguous(p.services)
 	vips := vipLines(p.services)
@@ -180,8 +183,8 @@ type places struct {
 // placed is a service and where its parts stand.
 type placed struct {
 	Service
-	vip, ports, forward value
-	addresses           []value // of Backends, alike in order
+	vip, ports, forward, scheduler value
+	addresses, weights             []value // of Backends, alike in order
 }
 
 func (v value) services(p *places) (out []Service) {
@@ -223,7 +226,7 @@ func (m mapping) service(seen names) (s placed) {
 	s.Forward, _ = enum(s.forward, ForwardL2, ForwardIPIP, ForwardGUE, ForwardNAT)
 	s.ClampMSS = m.clamp(&s.Service)
 	s.OnNoBackend, _ = enum(m.field("on_no_backend"), NoBackendDrop, NoBackendReject)
-	s.Scheduler, _ = enum(m.field("scheduler"), SchedulerMaglev)
+	m.flows(&s)
 	m.backends(&s)
 	if v := m.field("check"); !v.missing() {
 		if check, ok := v.mapping(); ok {
@@ -295,10 +298,12 @@ func (m mapping) backends(s *placed) {
 		v.refuseAs("no backend", "at least one", "a service without any would drop all of its packets")
 	case len(elements) > maxBackends:
 		v.refuseAs(fmt.Sprintf("%d backends", len(elements)), fmt.Sprintf("at most %d", maxBackends), "")
-	case len(elements) > evenBackends:
-		v.warn(fmt.Sprintf("%d backends share a lookup table of 65537 entries, so that their shares differ by more than a hundredth", len(elements)))
+	case s.TableSize != 0 && len(elements) > s.TableSize:
+		m.field("table_size").refuseAs(fmt.Sprintf("%d entries for %d backends", s.TableSize, len(elements)), "at least as many as backends",
+			fmt.Sprintf("%d gives each of them %d", maglev.NextPrime(len(elements)*evenEntries), evenEntries))
 	}
 	seen, addresses := make(names), make(names)
+	weighed := true
 	for _, e := range elements {
 		b, ok := e.mapping()
 		if !ok {
@@ -319,8 +324,16 @@ func (m mapping) backends(s *placed) {
 			}
 		}
 		out.Port = b.backendPort(&s.Service)
+		weight := b.field("weight")
+		if out.Weight, ok = weight.integer(0, maxWeight); !ok {
+			weighed = false
+		}
 		s.Backends = append(s.Backends, out)
 		s.addresses = append(s.addresses, address)
+		s.weights = append(s.weights, weight)
+	}
+	if weighed && len(s.Backends) > 0 && s.TableSize > 0 {
+		s.warnOfShares(v)
 	}
 }
 

@@ -127,8 +127,15 @@ type Service struct {
 	ClampMSS    Clamp       `yaml:"clamp_mss,omitempty"` // zero unless the service is TCP and forwarded by NAT
 	OnNoBackend OnNoBackend `yaml:"on_no_backend"`
 	Scheduler   Scheduler   `yaml:"scheduler"`
-	Check       *Check      `yaml:"check,omitempty"` // nil: the backends count as up
-	Backends    []Backend   `yaml:"backends"`        // at least one, in the file's order
+	// SourcePrefix is how many leading bits of the client's address decide, 1 to 32 or 128; 0 unless Scheduler is source.
+	SourcePrefix int           `yaml:"source_prefix,omitempty"`
+	TableSize    int           `yaml:"table_size"` // entries of the lookup table: a prime number, and no less than backends
+	SlowStart    time.Duration `yaml:"slow_start"` // how long a backend that comes back gets a growing share; 0: all at once
+	OnDown       OnDown        `yaml:"on_down"`
+	FlowTable    bool          `yaml:"flow_table"`          // flows have words in the flow table
+	Lifetimes    Lifetimes     `yaml:"lifetimes,omitempty"` // zero without FlowTable
+	Check        *Check        `yaml:"check,omitempty"`     // nil: the backends count as up
+	Backends     []Backend     `yaml:"backends"`            // at least one, in the file's order
 }
 
 // Protocol is the transport protocol of a service.
@@ -194,8 +201,37 @@ const (
 // Scheduler is how a backend is chosen for a new flow.
 type Scheduler string
 
-// SchedulerMaglev is the only scheduler of this version.
-const SchedulerMaglev Scheduler = "maglev"
+// The schedulers. SchedulerMaglev and SchedulerSource choose alike on every node of the group, the others by what this node
+// has seen.
+const (
+	SchedulerMaglev    Scheduler = "maglev"     // by the flow's hash
+	SchedulerWRR       Scheduler = "wrr"        // in turn, by weight
+	SchedulerLeastConn Scheduler = "least-conn" // the one with the fewest flows for its weight
+	SchedulerP2C       Scheduler = "p2c"        // of two candidates of the flow's hash, the one with fewer flows for its weight
+	SchedulerSource    Scheduler = "source"     // by the hash of the client's address, or of a prefix of it
+)
+
+// Local reports whether a node chooses by what it has seen itself, so that another node may choose otherwise.
+func (s Scheduler) Local() bool {
+	return s == SchedulerWRR || s == SchedulerLeastConn || s == SchedulerP2C
+}
+
+// OnDown is what becomes of the flows of a backend that health says is down.
+type OnDown string
+
+// What becomes of such flows.
+const (
+	DownKeep   OnDown = "keep"   // their packets go on to the backend
+	DownRehash OnDown = "rehash" // their next packet chooses another backend
+	DownReset  OnDown = "reset"  // their next packet is answered with a RST; TCP only
+)
+
+// Lifetimes is how long a flow's word in the flow table lives without a packet.
+type Lifetimes struct {
+	New         time.Duration `yaml:"new"`               // until a packet was seen in a second tick of the table's clock
+	Established time.Duration `yaml:"established"`       // from then on
+	Closing     time.Duration `yaml:"closing,omitempty"` // after a FIN or RST; zero for UDP
+}
 
 // Check is how healthd probes the backends of a service.
 type Check struct {
@@ -223,6 +259,9 @@ type Backend struct {
 	Address netip.Addr `yaml:"address"` // unique in its service; never IPv4-mapped, never with a zone
 	// Port is where the backend receives, with NAT and a single port; 0: on the port that the client used.
 	Port uint16 `yaml:"port,omitempty"`
+	// Weight is its share of new flows in proportion to the others' weights, 0 to 65535. 0: it takes no new flow, has no
+	// share of the lookup table, and keeps the flows that it has.
+	Weight int `yaml:"weight"`
 }
 
 // Metrics is where Prometheus finds the node.

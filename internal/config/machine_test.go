@@ -151,3 +151,19 @@ func TestMachineRefusals(t *testing.T) {
 		})
 	}
 }
+
+// A backend that is the node itself is refused with the reason, however its packets would get there and whatever its weight.
+func TestBackendIsTheNodeItself(t *testing.T) {
+	own := both(Way{Interface: "eth0", MTU: 1600})
+	own["10.0.0.2"] = Way{Local: true}
+	for _, forward := range []Forward{ForwardL2, ForwardIPIP, ForwardGUE, ForwardNAT} {
+		for _, weight := range []int{0, 100} {
+			file := weighing(strings.Replace(valid, "ipip", string(forward), 1), 100, weight)
+			_, got := loadFor(t, file, fake(interfaces{"eth0": 1500}, own))
+			want := ":15:18: services[0].backends[1].address: found 10.0.0.2, an address of this machine, expected the address of another machine (a node cannot be its own backend: what it sends does not come back to it)"
+			if !slices.Equal(got, []string{want}) {
+				t.Errorf("%s, weight %d: got\n%s\nwant\n%s", forward, weight, strings.Join(got, "\n"), want)
+			}
+		}
+	}
+}

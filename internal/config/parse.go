@@ -306,6 +306,19 @@ func (m mapping) field(name string) value {
 	return v
 }
 
+// fieldOf is field for one of the fields that special has another default for, which it has if the service is one of those.
+func (m mapping) fieldOf(name string, isSpecial bool) value {
+	v := m.field(name)
+	other, ok := special[v.schema]
+	if !ok {
+		panic("config: no special default of " + v.schema)
+	}
+	if _, given := m.present[name]; !given && isSpecial && !v.missing() {
+		v.node.Value = other.def
+	}
+	return v
+}
+
 // section returns an optional mapping; one that is missing has the defaults of its fields.
 func (m mapping) section(name string) mapping {
 	v := m.field(name)

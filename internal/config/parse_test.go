@@ -53,8 +53,12 @@ func TestDefaults(t *testing.T) {
 		Tunnel:     Tunnel{GUEPort: 6080, Oversize: OversizeFragment},
 		Services: []Service{{
 			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: TCP, Ports: Ports{{80, 80}}, Forward: ForwardIPIP,
-			OnNoBackend: NoBackendDrop, Scheduler: SchedulerMaglev,
-			Backends: []Backend{{"a", netip.MustParseAddr("10.0.0.1"), 0}, {"b", netip.MustParseAddr("10.0.0.2"), 0}},
+			OnNoBackend: NoBackendDrop, Scheduler: SchedulerMaglev, TableSize: 65537, OnDown: DownKeep, FlowTable: true,
+			Lifetimes: Lifetimes{New: 2 * time.Hour, Established: 2 * time.Hour, Closing: 30 * time.Second},
+			Backends: []Backend{
+				{Name: "a", Address: netip.MustParseAddr("10.0.0.1"), Weight: 100},
+				{Name: "b", Address: netip.MustParseAddr("10.0.0.2"), Weight: 100},
+			},
 		}},
 		Metrics:   Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9545")},
 		DrainTime: 30 * time.Second,
@@ -294,6 +298,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(strings.Replace(valid, "ports: 80", "ports: [any, 1-2, '3']", 1)))
 	f.Add([]byte("tunnel: {oversize: drop, source_ipv4: 10.7.0.0/16}\n" + and(nat, "ipip", "nat", "10.0.0.1}", "10.0.0.1, port: 82}")))
 	f.Add([]byte(strings.NewReplacer("forward: nat", "forward: nat\n    clamp_mss: off\n    on_no_backend: reject", "name: eth0", "name: eth0\n    vlan: 7").Replace(nat)))
+	f.Add([]byte(weighing(with("scheduler: source\n    source_prefix: 24\n    table_size: 251\n    slow_start: 1m\n    on_down: reset"), 0, 65535)))
+	f.Add([]byte(udp(with("flow_table: off\n    lifetimes: {new: 1m, established: 5s, closing: 2h}"))))
 	f.Add([]byte("a: [\x00"))
 	f.Add([]byte("? {a: b}\n: !!binary x\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -57,6 +57,11 @@ func TestSchema(t *testing.T) {
 			t.Errorf("%s: both in the schema and absent", path)
 		}
 	}
+	for path := range special {
+		if f := fields[path]; f == nil || f.def == "" {
+			t.Errorf("%s: has a special default and no ordinary one", path)
+		}
+	}
 	for path := range absentValues {
 		if !seen[path] {
 			t.Errorf("%s: has absent values but is not in the schema", path)
@@ -131,6 +136,9 @@ sluice.yaml:12:10: services[0].vip: found "192.0.2.10/32", expected an IPv4 or I
 		case f.def != "":
 			def = "`" + f.def + "`"
 		}
+		if other, ok := special[f.path]; ok {
+			def += ", " + other.of + " `" + other.def + "`"
+		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.path, def, kinds[f.kind], f.doc)
 	}
 	b.WriteString(`
@@ -160,6 +168,25 @@ Which backends of a service take traffic:
 - If that leaves a service no backend at all, health is ignored for it and all of them take traffic, which
   ` + "`sluice status` and the metric `sluice_service_fail_open`" + ` tell. A service that has appeared, at the first start or by a
   reload, is given three intervals of its check before that, in which the node is not ready.
+
+## Weights, draining and lifetimes
+
+A flow that has a word in the flow table stays on its backend, whatever changes for new flows. So
+
+- **weights** are for new flows: 100, 100 and 50 give two fifths, two fifths and one. Another weight, and a backend more or
+  less, change the service's lookup table. For 60 s after that, packets without a word that may belong to an older flow (of UDP
+  all, of TCP all but SYNs) still go by the table of before, if the backend that it names takes traffic.
+- **Draining** is to take no new flow and finish those that are there. There are three ways: ` + "`weight: 0`" + `; removal from the file;
+  and ` + "`sluice drain SERVICE/BACKEND`" + `, which needs no change of the file, and with a timeout ends the flows that are left then
+  (TCP flows get a RST, UDP flows another backend). ` + "`sluice status`" + ` shows how many are left; a removed backend is shown as leaving
+  until its last flow is gone. It is no longer probed.
+- **Another address** makes another backend, even under the same name: the flows of the old one finish at the old address.
+- **` + "`on_down`" + `** is for backends that health finds down, drained ones too. It says what becomes of their flows; new ones go elsewhere
+  in any case. It does not apply while health is ignored for the service, nor to backends that were removed.
+- **Lifetimes** count from the last packet of the client that this node has seen; replies do not count. A flow whose word has
+  expired goes on by its hash with its next packet: to the same backend, unless the backends have changed, or the flow had gone
+  elsewhere than its hash says, as is usual with ` + "`wrr`, `least-conn` and `p2c`" + `.
+- **Without a flow table** there is nothing to finish: a backend's packets go elsewhere as soon as it takes no new flows.
 `)
 	return b.Bytes()
 }

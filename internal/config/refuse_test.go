@@ -7,7 +7,7 @@ import (
 )
 
 func TestRefusals(t *testing.T) {
-	for _, row := range slices.Concat(refusals, forwardingRefusals) {
+	for _, row := range slices.Concat(refusals, forwardingRefusals, flowRefusals) {
 		t.Run(row.name, func(t *testing.T) {
 			data := strings.Replace(valid, row.old, row.new, 1) // an empty old puts new in front
 			if data == valid && row.old != valid {
@@ -79,7 +79,7 @@ var refusals = []refusal{
 	}},
 	{"unknown field in a backend", "        address: 10.0.0.2\n", "        adress: 10.0.0.2\n", []string{
 		"f:12:9: services[0].backends[1]: found no address, expected an IPv4 or IPv6 address",
-		"f:13:9: services[0].backends[1]: found unknown field \"adress\", expected one of name, address, port (did you mean address?)",
+		"f:13:9: services[0].backends[1]: found unknown field \"adress\", expected one of name, address, port, weight (did you mean address?)",
 	}},
 	{"a field twice", "    ports: 80\n", "    ports: 80\n    ports: 81\n", []string{
 		"f:8:5: services[0].ports: found the field again, after line 7, expected it once",
@@ -108,9 +108,6 @@ var refusals = []refusal{
 	{"SYN defence", "", "syn_defence: auto\n", []string{
 		"f:1:1: found unknown field \"syn_defence\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log (this version has no SYN defence)",
 	}},
-	{"weight", "      - name: b\n", "      - name: b\n        weight: 100\n", []string{
-		"f:13:9: services[0].backends[1]: found unknown field \"weight\", expected one of name, address, port (this version gives all backends of a service the same share)",
-	}},
 	{"GUE port 0", "", "tunnel: {gue_port: 0}\n", []string{
 		"f:1:20: tunnel.gue_port: found 0, expected a number from 1 to 65535",
 	}},
@@ -129,9 +126,6 @@ var refusals = []refusal{
 	}},
 	{"forward", "forward: ipip", "forward: dnat", []string{
 		"f:8:14: services[0].forward: found \"dnat\", expected l2, ipip, gue or nat (did you mean nat?)",
-	}},
-	{"least-conn", "    forward: ipip\n", "    forward: ipip\n    scheduler: least-conn\n", []string{
-		"f:9:16: services[0].scheduler: found \"least-conn\", expected maglev (this version does not have least-conn)",
 	}},
 	{"https check", "    forward: ipip\n", "    forward: ipip\n    check: {type: https}\n", []string{
 		"f:9:19: services[0].check.type: found \"https\", expected tcp or http (this version does not have https)",
@@ -339,12 +333,12 @@ var refusals = []refusal{
 		"f:7:17: services[0].ports[1]: found \"http\", expected a port from 1 to 65535, or a range such as 8000-8999",
 	}},
 	{"scheduler", "    forward: ipip\n", "    forward: ipip\n    scheduler: maglv\n", []string{
-		"f:9:16: services[0].scheduler: found \"maglv\", expected maglev (did you mean maglev?)",
+		"f:9:16: services[0].scheduler: found \"maglv\", expected maglev, wrr, least-conn, p2c or source (did you mean maglev?)",
 	}},
 	{"several at once", "    protocol: tcp\n    ports: 80\n", "    protocol: tpc\n    ports: 800000\n    color: red\n", []string{
 		"f:6:15: services[0].protocol: found \"tpc\", expected tcp or udp (did you mean tcp?)",
 		"f:7:12: services[0].ports: found 800000, expected a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
-		"f:8:5: services[0]: found unknown field \"color\", expected one of name, vip, protocol, ports, forward, clamp_mss, on_no_backend, scheduler, check, backends",
+		"f:8:5: services[0]: found unknown field \"color\", expected one of name, vip, protocol, ports, forward, clamp_mss, on_no_backend, scheduler, source_prefix, table_size, slow_start, on_down, flow_table, lifetimes, check, backends",
 	}},
 	{"no backends", "    backends:\n      - name: a\n        address: 10.0.0.1\n      - name: b\n        address: 10.0.0.2\n", "", []string{
 		"f:4:5: services[0]: found no backends, expected a list",

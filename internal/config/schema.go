@@ -53,7 +53,16 @@ var schema = []field{
 	{"services[].forward", "forward", "", true, "`l2` rewrites the destination MAC: backends are on the node's own link and of the VIP's family. `ipip` puts an IP header in front: backends may be anywhere and of either family. `gue` puts an IP and a UDP header in front, whose source port is another one for each flow. In these three, the VIP is on the backend's loopback and replies go straight to the client. `nat` puts the backend's address in place of the VIP and keeps the client's: backends are of the VIP's family, need no VIP, and route their replies through a node, any node, which puts the VIP back. Two services must not share a backend's address, protocol and port with `nat`: its replies could belong to either."},
 	{"services[].clamp_mss", "clamp", "auto", false, "The MSS that SYNs to the backends, and SYN-ACKs from them, have at most: `auto` for what the MTU of their way leaves, `off`, or a number of bytes. For TCP with `forward: nat` only; with `ipip` and `gue` it is sluice-agent that clamps."},
 	{"services[].on_no_backend", "onnobackend", "drop", false, "What becomes of a packet for which there is no backend. `drop` drops it; `reject` also tells the client, with a TCP RST or an ICMP port unreachable, each at most 1,000 times a second and worker."},
-	{"services[].scheduler", "scheduler", "maglev", false, "How a new flow gets its backend. `maglev` chooses by the flow's hash, alike on every node of the group."},
+	{"services[].scheduler", "scheduler", "maglev", false, "How a new flow gets its backend. `maglev` goes by the flow's hash and `source` by the client's address: both choose alike on every node of the group. `wrr` takes backends in turn by weight, `least-conn` the one with the fewest flows for its weight, `p2c` the one with fewer flows for its weight of two that the flow's hash names: these three go by what this node alone has seen, and another node to which a router moves the flow may choose otherwise."},
+	{"services[].source_prefix", "prefixlen", "32", false, "How many leading bits of the client's address decide with `scheduler: source` (1 to 32, for an IPv6 VIP 1 to 128): all clients of a prefix get the same backend. For that scheduler only."},
+	{"services[].table_size", "prime", "65537", false, "How many entries the service's lookup table has, at 2 bytes each: a prime number from 251 to 16777213, and at least as many as backends. A backend gets the share that its weight says to within one entry, so with 100 entries it is within a hundredth; 655373 is for large services. Another size gives most entries to other backends, which flows with a word in the flow table do not notice."},
+	{"services[].slow_start", "duration", "0s", false, "How long a backend that comes back (up again, no longer drained, its weight no longer 0, or added to a running service) gets a growing share of new flows, from a tenth of its share to all of it (0s to 1h). 0s: all of it at once."},
+	{"services[].on_down", "ondown", "keep", false, "What becomes of the flows of a backend that its health check finds down. `keep` goes on sending them to it, for the case that only the check fails; `rehash` gives each of them another backend with its next packet; `reset`, for TCP only, answers its next packet with a RST, so that the client opens a new connection at once. Without a flow table, flows are always rehashed."},
+	{"services[].flow_table", "switch", "on", false, "Whether flows have words in the flow table, which keep them on their backends when backends come and go. `off` is for services of one-packet flows, such as DNS: nothing is written for a packet, each goes by its hash alone. Not with `wrr`, `least-conn` and `p2c`, whose choice cannot be found again without a word."},
+	{"services[].lifetimes", "mapping", "", false, "How long a flow's word lives without a packet of the flow: 5s to 2h each. Not with `flow_table: off`."},
+	{"services[].lifetimes.new", "duration", "2h", false, "Of a flow that is new: until a packet comes in a later tick of the table's clock, which ticks every 2.15 s, than the one that gave it its word; never longer by default than `established`. When the table is full, such words give way first, however long they may live."},
+	{"services[].lifetimes.established", "duration", "2h", false, "Of a flow from then on. A flow that is idle needs keep-alives more often than that."},
+	{"services[].lifetimes.closing", "duration", "30s", false, "Of a flow whose client has sent a FIN or RST. A further packet gives it the full time again. For TCP only."},
 	{"services[].check", "mapping", "", false, "How healthd probes the backends, at their own addresses. Without it, all of them count as up."},
 	{"services[].check.type", "check", "", true, "`tcp`: a connection is accepted. `http`: GET answers with a status from 200 to 399; redirects are not followed."},
 	{"services[].check.port", "port", "", false, "The TCP port to probe. Required unless the service is TCP and its backends receive on a single port, which is then taken."},
@@ -63,9 +72,10 @@ var schema = []field{
 	{"services[].check.rise", "count", "2", false, "How many good probes in a row bring a backend up that was down (1 to 100)."},
 	{"services[].check.fall", "count", "3", false, "How many bad probes in a row take a backend down that was up (1 to 100)."},
 	{"services[].backends", "list", "", true, "The servers, 1 to 65535. Each name and each address once; their order does not matter."},
-	{"services[].backends[].name", "name", "", true, "The name of the backend. It decides which flows the backend gets: keep it when the address changes, and its flows stay in place."},
-	{"services[].backends[].address", "backend", "", true, "The backend's own address, to which packets are sent. Never a VIP, never the node's own."},
+	{"services[].backends[].name", "name", "", true, "The name of the backend. It decides which flows the backend gets: keep it when the address changes, and those of other backends stay in place."},
+	{"services[].backends[].address", "backend", "", true, "The backend's own address, to which packets are sent. Never a VIP, never the node's own. The same address may stand in several services; each counts its flows there for itself."},
 	{"services[].backends[].port", "port", "", false, "The port that the backend receives on, with `forward: nat` and for a service with a single port. Without it, the one that the client used."},
+	{"services[].backends[].weight", "weight", "100", false, "The backend's share of new flows, in proportion to the weights of the others (0 to 65535). 0: it takes no new flow, and the flows that it has finish."},
 
 	{"metrics", "mapping", "", false, "Prometheus metrics and readiness."},
 	{"metrics.listen", "addrport", "127.0.0.1:9545", false, "The address and port that serve `/metrics` and `/readyz`."},
@@ -104,7 +114,12 @@ var kinds = map[string]string{
 	"oversize":    "fragment or drop",
 	"prefix4":     "an IPv4 prefix such as 10.7.0.0/16",
 	"prefix6":     "an IPv6 prefix such as fd00:7::/64",
-	"scheduler":   "maglev",
+	"scheduler":   "maglev, wrr, least-conn, p2c or source",
+	"prefixlen":   "a number from 1 to 128",
+	"prime":       "a prime number from 251 to 16777213",
+	"ondown":      "keep, rehash or reset",
+	"switch":      "on or off",
+	"weight":      "a number from 0 to 65535",
 	"check":       "tcp or http",
 	"urlpath":     "a path that begins with a slash",
 	"duration":    "a duration such as 500ms, 2s or 1m",
@@ -113,19 +128,23 @@ var kinds = map[string]string{
 	"format":      "text or json",
 }
 
+// special holds defaults that some services have in place of the schema's: which services, and what the default is there.
+var special = map[string]struct{ of, def string }{
+	"services[].source_prefix":         {"IPv6", "64"},
+	"services[].on_down":               {"UDP", "rehash"},
+	"services[].lifetimes.new":         {"UDP", "30s"},
+	"services[].lifetimes.established": {"UDP", "2m"},
+}
+
 // absent holds fields that other versions have, and what to say to somebody who writes them.
 var absent = map[string]string{
-	"limits":                       "this version has no limits",
-	"syn_defence":                  "this version has no SYN defence",
-	"services[].limits":            "this version has no limits",
-	"services[].on_down":           "this version has no choice of what becomes of a dead backend's flows",
-	"services[].flow_table":        "this version keeps a flow table for every service",
-	"services[].backends[].weight": "this version gives all backends of a service the same share",
+	"limits":            "this version has no limits",
+	"syn_defence":       "this version has no SYN defence",
+	"services[].limits": "this version has no limits",
 }
 
 // absentValues holds values that other versions have.
 var absentValues = map[string][]string{
-	"services[].scheduler":  {"wrr", "least-conn", "p2c", "source"},
 	"services[].check.type": {"https", "http2", "grpc", "udp", "dns", "ping", "exec"},
 }
 
@@ -135,11 +154,15 @@ const (
 	maxServices    = 1 << 14  // as many as an engine takes
 	maxBackends    = 65535    // of one service: lookup tables hold 16-bit indices
 	maxSlots       = 1 << 18  // backends of all services together: slots have 18 bits in the flow table
-	evenBackends   = 655      // above it a table of 65,537 entries gives backends shares more than a hundredth apart
-	maxProblems    = 100      // how many problems of one file are told
-	maxSocketPath  = 107      // bytes: sun_path less its final zero
-	minSeed        = 16       // bytes
-	maxSeed        = 4096     // bytes
+	evenEntries    = 100      // of a lookup table for each backend; with fewer, shares are more than a hundredth apart
+	exactEntries   = 10       // of a lookup table; a backend that its weight gives fewer may get a tenth more or less
+	minTableSize   = 251      // prime
+	maxTableSize   = 16777213 // the largest prime number below 2^24
+	maxWeight      = 65535
+	maxProblems    = 100  // how many problems of one file are told
+	maxSocketPath  = 107  // bytes: sun_path less its final zero
+	minSeed        = 16   // bytes
+	maxSeed        = 4096 // bytes
 	maxPeers       = 1024
 	maxQueues      = 4096
 	maxVLAN        = 4094

@@ -150,6 +150,20 @@ func (v value) boolean() (bool, bool) {
 	return false, false
 }
 
+// onOff reads "on" or "off". YAML 1.1 takes these words for truth values, so that its tools may write true or false in their
+// place; these mean the same, and are what the canonical form holds.
+func (v value) onOff() (bool, bool) {
+	if !v.missing() && v.node.Kind == yaml.ScalarNode && v.node.ShortTag() == "!!str" {
+		switch v.node.Value {
+		case "on":
+			return true, true
+		case "off":
+			return false, true
+		}
+	}
+	return v.boolean()
+}
+
 var amountPattern = regexp.MustCompile(`^([0-9]{1,12})([kM]?)$`)
 
 // amount reads a count such as 500k.

@@ -60,10 +60,34 @@ type Service struct {
 	FailOpen bool `json:"fail_open"`
 }
 
-// Backend is one backend's traffic and health.
+// Backend is one backend's traffic, and the three facts about it: what the file wants, what an operator set by hand, and
+// what health says. One that is leaving has none of them.
 type Backend struct {
 	forwarder.BackendStats
-	Health Health `json:"health"`
+	Weight int         `json:"weight"`         // 0: it takes no new flows
+	Hand   *HandStatus `json:"hand,omitempty"` // nil when it is not drained by hand
+	Health Health      `json:"health"`
+}
+
+// HandStatus is a drain that an operator has set by hand.
+type HandStatus struct {
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until,omitzero"` // when the flows that are left are ended; left out when never
+	Cut   bool      `json:"cut"`            // that time is over
+}
+
+// DrainRequest is the body of POST /v1/drain, and without Timeout that of POST /v1/undrain.
+type DrainRequest struct {
+	Service string `json:"service"`
+	Backend string `json:"backend"`
+	// Timeout is a duration such as 5m, after which flows that are left are ended. Empty: never.
+	Timeout string `json:"timeout,omitempty"`
+}
+
+// DrainResult is the answer to POST /v1/drain and POST /v1/undrain: how the backend stands now.
+type DrainResult struct {
+	Service string  `json:"service"`
+	Backend Backend `json:"backend"`
 }
 
 // Health is what is known about a backend.
@@ -182,6 +206,17 @@ type ReloadResult struct {
 	Warnings   []Problem `json:"warnings,omitempty"`
 	// Notes say what of the change does not take effect before the next start.
 	Notes []string `json:"notes,omitempty"`
+	// Tables are the lookup tables that the change has altered.
+	Tables []TableChange `json:"tables,omitempty"`
+}
+
+// TableChange is what a reload did to the lookup table of a service.
+type TableChange struct {
+	Service string `json:"service"`
+	Size    int    `json:"size"`  // its entries
+	Moved   int    `json:"moved"` // those that name another backend than before
+	Least   int    `json:"least"` // those that had to, by the backends and their weights
+	Hash    string `json:"hash"`  // names the content: equal on nodes that agree
 }
 
 // VersionInfo is the answer to GET /v1/version.
@@ -197,7 +232,8 @@ type ErrorBody struct {
 	Details []Problem `json:"details,omitempty"` // a configuration that was refused: what is wrong with it
 }
 
-// NewTraffic gives s its form on the wire. The result shares no memory with s but the queues of its interfaces.
+// NewTraffic gives s its form on the wire. The result shares no memory with s but the queues of its interfaces and
+// the ages of its table.
 func NewTraffic(s forwarder.Stats) Traffic {
 	t := Traffic{Steer: s.Steer, Interfaces: s.Interfaces, Table: s.Table}
 	for _, w := range s.Workers {

@@ -3,12 +3,10 @@ package control
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,6 +15,7 @@ import (
 	"unicode"
 
 	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/maglev"
 )
 
 // ErrBoot is the error of a report that answers the targets of an earlier start of the daemon. Its sender asks for the
@@ -28,29 +27,36 @@ const (
 	staleAfter = 10 * time.Second
 	// bookTurn is how often Run looks whether there is something to do: write, warn, or open a service.
 	bookTurn = 500 * time.Millisecond
-	// savedVersion is the format of the file.
-	savedVersion = 1
+	// healthFile and drainFile are the names of the files in the Book's directory.
+	healthFile = "health.json"
+	drainFile  = "operator.json"
 
 	maxSource   = 128       // bytes of a report's source
 	maxEvidence = 256       // bytes of evidence that are kept
 	maxReported = 1<<18 + 1 // backends in a report
 )
 
-// Book is what the daemon knows about the health of its backends. It hands out what a health daemon is to probe, takes
-// its reports, says what each backend takes now, and keeps what is known on disk. Nothing in it waits for a health
+// Book is what the daemon knows about its backends: what the file wants, what an operator set by hand, and what health
+// says. It hands out what a health daemon is to probe, takes its reports, says what each backend takes now, and keeps
+// what is known on disk: health.json, and in operator.json what was drained by hand. Nothing in it waits for a health
 // daemon: without one the last known health holds.
 //
 // All methods may be called from any goroutine.
 type Book struct {
-	path string // of the file on disk; empty: none
+	dir  string // of the files on disk; empty: none
 	log  *slog.Logger
 	boot string
 	// admitted has room for one notice that Admissions may have changed.
 	admitted chan struct{}
 
+	// hands is held while the file of drains is written, and by whatever may change which drains there are. It is taken
+	// before mu.
+	hands  sync.Mutex
+	drains []savedDrain // what that file has
+
 	mu         sync.Mutex
-	ledger     *ledger // never nil
-	restored   []saved // what was on disk, until the first configuration
+	ledger     *ledger    // never nil
+	restored   savedState // what was on disk, until the first configuration
 	configured bool
 	targets    []Target
 	generation uint64
@@ -59,31 +65,38 @@ type Book struct {
 	source     string // of the last report
 	sequence   uint64
 	reported   time.Time // zero: never
-	dirty      bool      // the file lacks something
+	dirty      bool      // the file of health lacks something
 	unsaved    string    // why it could not be written
 }
 
-// NewBook returns a Book that begins with what the file at path holds, and keeps it up to date while Run runs. A file
-// that is missing, or cannot be read, is like an empty one, said in the log.
-func NewBook(path string, log *slog.Logger) *Book {
+// NewBook returns a Book that begins with what the files in dir hold, and keeps them up to date. An empty dir stands for
+// no files. A file that is missing, or cannot be read, is like an empty one, said in the log.
+func NewBook(dir string, log *slog.Logger) *Book {
 	b := &Book{
-		path: path, log: log, boot: rand.Text(), admitted: make(chan struct{}, 1), ledger: &ledger{},
+		dir: dir, log: log, boot: rand.Text(), admitted: make(chan struct{}, 1), ledger: &ledger{},
 		retargeted: make(chan struct{}), started: time.Now(),
 	}
-	if path != "" {
-		var err error
-		if b.restored, err = readSaved(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			log.Warn("starting without last known health", "error", err)
-		}
+	if dir == "" {
+		return b
 	}
+	health, err := readState[saved]("health", filepath.Join(dir, healthFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Warn("starting without last known health", "error", err)
+	}
+	b.restored.health = slices.DeleteFunc(health, func(s saved) bool { return s.State != StateUp && s.State != StateDown })
+	if b.drains, err = readState[savedDrain]("drains", filepath.Join(dir, drainFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		log.Error("starting without what was drained by hand: these backends take new flows again", "error", err)
+	}
+	sortDrains(b.drains)
+	b.restored.drains = b.drains
 	return b
 }
 
 // Pending is a configuration that is about to come into force.
 type Pending struct {
-	book       *Book
-	services   []config.Service
-	admissions map[BackendKey]Admission
+	book     *Book
+	services []config.Service
+	admits   map[BackendKey]maglev.Admit
 }
 
 // Prepare says what the backends of services will take when they come into force, and changes nothing.
@@ -91,21 +104,35 @@ func (b *Book) Prepare(services []config.Service) *Pending {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	return &Pending{b, services, b.next(services, now).admissions(now)}
+	return &Pending{b, services, b.next(services, now).admits(now)}
 }
 
 // Admission returns what a backend will take.
-func (p *Pending) Admission(service, backend string) Admission {
-	return p.admissions[BackendKey{service, backend}]
+func (p *Pending) Admission(service, backend string) maglev.Admit {
+	return p.admits[BackendKey{service, backend}]
 }
 
-// Commit makes p the configuration in force. Whoever waits for new targets gets them.
+// Commit makes p the configuration in force. Whoever waits for new targets gets them. Drains of backends that p does not
+// have are forgotten.
 func (p *Pending) Commit() {
+	b := p.book
+	b.hands.Lock()
+	defer b.hands.Unlock()
+	p.commit()
+	_ = b.forget()
+}
+
+func (p *Pending) commit() {
 	b := p.book
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	drains := b.ledger.drains()
+	if !b.configured {
+		drains = b.restored.drains
+	}
 	b.ledger = b.next(p.services, time.Now())
-	b.configured, b.restored = true, nil
+	b.configured, b.restored = true, savedState{}
+	b.forgotten(drains)
 	b.dirty = true
 	if list := targets(p.services); !slices.Equal(list, b.targets) || b.generation == 0 {
 		b.targets = list
@@ -113,14 +140,14 @@ func (p *Pending) Commit() {
 		close(b.retargeted)
 		b.retargeted = make(chan struct{})
 	}
-	b.notice() // a report may have come in since Prepare
+	b.notice() // something may have come in since Prepare
 }
 
 func (b *Book) next(services []config.Service, now time.Time) *ledger {
 	if !b.configured {
 		return (*ledger)(nil).next(services, b.restored, now)
 	}
-	return b.ledger.next(services, nil, now)
+	return b.ledger.next(services, savedState{}, now)
 }
 
 // notice says that Admissions may have changed. The lock is held.
@@ -135,14 +162,14 @@ func (b *Book) notice() {
 func (b *Book) Admitted() <-chan struct{} { return b.admitted }
 
 // Admissions returns what every backend of the configuration in force takes now.
-func (b *Book) Admissions() map[BackendKey]Admission {
+func (b *Book) Admissions() map[BackendKey]maglev.Admit {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.ledger.admissions(time.Now())
+	return b.ledger.admits(time.Now())
 }
 
 // Waiting returns the services that have no backend yet, since they appeared less than three intervals ago and nothing
-// good is known about their backends. A node is not ready meanwhile.
+// good is known about their backends. A node is not ready meanwhile. A service of which all are drained does not wait.
 func (b *Book) Waiting() []string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -231,7 +258,7 @@ func checkReport(r *HealthReport) error {
 	return nil
 }
 
-// Fill writes what is known about health into s, whose traffic is there already.
+// Fill writes what is known about backends into s, whose traffic is there already.
 func (b *Book) Fill(s *Status) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -258,7 +285,7 @@ func (b *Book) Fill(s *Status) {
 			// One that is leaving may have the name of one that has come in its place.
 			known := b.ledger.index[BackendKey{out.Name, out.Backends[j].Name}]
 			if known != nil && !out.Backends[j].Leaving {
-				out.Backends[j].Health = known.health
+				out.Backends[j].Health, out.Backends[j].Weight, out.Backends[j].Hand = known.health, known.weight, known.hand.status()
 			}
 		}
 	}
@@ -276,8 +303,8 @@ func (b *Book) stale(now time.Time) bool {
 	return len(b.targets) > 0 && b.age(now) > staleAfter
 }
 
-// Run keeps the file up to date, opens services that have waited long enough, and says in the log when reports stay
-// away. It returns when ctx has ended and what is known is on disk.
+// Run keeps the files up to date, opens services that have waited long enough, ends drains whose time is over, and says in
+// the log when reports stay away. While a backend starts slowly, it gives notice of Admissions at each turn. It returns when ctx has ended and what is known is on disk.
 func (b *Book) Run(ctx context.Context) {
 	tick := time.NewTicker(bookTurn)
 	defer tick.Stop()
@@ -307,22 +334,38 @@ func (b *Book) turn(k *bookkeeping) {
 	if slices.ContainsFunc(k.waiting, func(name string) bool { return !slices.Contains(waiting, name) }) {
 		b.notice() // its time is over
 	}
+	for _, key := range b.ledger.cut(now) {
+		b.log.Warn("the time of a drain by hand is over: flows that are left are ended", "service", key.Service, "backend", key.Backend)
+		b.notice()
+	}
+	if b.ledger.settle(now) {
+		b.notice() // also of the end
+	}
 	if stale && !k.stale {
 		b.log.Warn("no health reports: the last known health stays in use; is sluice-healthd running?", "silent", b.age(now))
 	}
 	k.waiting, k.stale = waiting, stale
 	b.mu.Unlock()
-	if dirty && !now.Before(k.retry) {
-		if err := b.save(); err != nil {
-			k.retry = now.Add(staleAfter)
-		}
+	if now.Before(k.retry) {
+		return
+	}
+	var health, drains error
+	if dirty {
+		health = b.save()
+	}
+	if b.hands.TryLock() { // not to wait for a slow disk here
+		drains = b.forget()
+		b.hands.Unlock()
+	}
+	if health != nil || drains != nil {
+		k.retry = now.Add(staleAfter)
 	}
 }
 
-// save writes the file if it lacks something. Only Run calls it.
+// save writes the file of health if it lacks something. Only Run calls it.
 func (b *Book) save() error {
 	b.mu.Lock()
-	if b.path == "" || !b.dirty {
+	if b.dir == "" || !b.dirty {
 		b.mu.Unlock()
 		return nil
 	}
@@ -330,7 +373,7 @@ func (b *Book) save() error {
 	b.dirty = false
 	b.mu.Unlock()
 
-	err := writeSaved(b.path, list)
+	err := writeState("health", filepath.Join(b.dir, healthFile), list)
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -344,60 +387,4 @@ func (b *Book) save() error {
 	b.unsaved = err.Error()
 	b.dirty = true
 	return err
-}
-
-// savedFile is the file's content.
-type savedFile struct {
-	Version  int     `json:"version"`
-	Backends []saved `json:"backends"`
-}
-
-// maxSaved bounds what is read: far above what 2^18 backends need.
-const maxSaved = 256 << 20
-
-func readSaved(path string) ([]saved, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("read health: %w", err)
-	}
-	if !info.Mode().IsRegular() || info.Size() > maxSaved {
-		return nil, fmt.Errorf("read health %s: not a regular file of a sane size; delete it", path)
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read health: %w", err)
-	}
-	var f savedFile
-	if err := json.Unmarshal(data, &f); err != nil {
-		return nil, fmt.Errorf("read health %s: %w; delete the file if this stays", path, err)
-	}
-	if f.Version != savedVersion {
-		return nil, fmt.Errorf("read health %s: version %d, this program writes %d", path, f.Version, savedVersion)
-	}
-	return slices.DeleteFunc(f.Backends, func(s saved) bool { return s.State != StateUp && s.State != StateDown }), nil
-}
-
-// writeSaved puts a whole new file in the place of the old one, so that a crash leaves one or the other.
-func writeSaved(path string, list []saved) (err error) {
-	data, err := json.MarshalIndent(savedFile{savedVersion, list}, "", " ")
-	if err != nil {
-		return fmt.Errorf("write health %s: %w", path, err)
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-		return fmt.Errorf("write health: %w; set state_dir to a directory that can be written", err)
-	}
-	// One name, not one of many: what a crash leaves behind is overwritten.
-	tmp, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("write health: %w; set state_dir to a directory that can be written", err)
-	}
-	_, err = tmp.Write(data)
-	if err = errors.Join(err, tmp.Sync(), tmp.Close()); err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-		return fmt.Errorf("write health: %w", err)
-	}
-	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/maglev"
 )
 
 // logged collects log lines.
@@ -38,6 +39,11 @@ func newLog() (*slog.Logger, *logged) {
 	return slog.New(slog.NewTextHandler(l, nil)), l
 }
 
+var (
+	admitUp   = maglev.MakeAdmit(maglev.Up, maglev.All)
+	admitDown = maglev.MakeAdmit(maglev.Down, 0)
+)
+
 // commit puts services in force.
 func commit(b *Book, services ...config.Service) { b.Prepare(services).Commit() }
 
@@ -55,7 +61,7 @@ func (b *Book) takes() string {
 	return b.ledger.takes(time.Now())
 }
 
-func drained(c <-chan struct{}) bool {
+func noticed(c <-chan struct{}) bool {
 	select {
 	case <-c:
 		return true
@@ -69,19 +75,19 @@ func TestBookPreparesWithoutChanging(t *testing.T) {
 	b := NewBook("", log)
 	commit(b, service("web", true, "a", "b"))
 	report(t, b, 1, says("a", StateUp), says("b", StateDown))
-	drained(b.Admitted())
+	noticed(b.Admitted())
 
 	p := b.Prepare([]config.Service{service("web", true, "a", "b", "c")})
-	if p.Admission("web", "a") != AdmitUp || p.Admission("web", "b") != AdmitDown || p.Admission("web", "c") != AdmitDown {
-		t.Errorf("prepared %v", p.admissions)
+	if p.Admission("web", "a") != admitUp || p.Admission("web", "b") != admitDown || p.Admission("web", "c") != maglev.MakeAdmit(maglev.Draining, 0) {
+		t.Errorf("prepared %v", p.admits)
 	}
-	if drained(b.Admitted()) || len(b.Admissions()) != 2 {
+	if noticed(b.Admitted()) || len(b.Admissions()) != 2 {
 		t.Error("Prepare changed something")
 	}
 	// A report that comes in between is not lost.
 	report(t, b, 2, says("a", StateUp), says("b", StateUp))
 	p.Commit()
-	if !drained(b.Admitted()) || b.takes() != "ab" {
+	if !noticed(b.Admitted()) || b.takes() != "ab" {
 		t.Errorf("committed %s", b.takes())
 	}
 }
@@ -90,13 +96,13 @@ func TestBookTellsOfChangesOnly(t *testing.T) {
 	log, lines := newLog()
 	b := NewBook("", log)
 	commit(b, service("web", true, "a", "b"))
-	drained(b.Admitted())
+	noticed(b.Admitted())
 	report(t, b, 1, says("a", StateUp))
-	if !drained(b.Admitted()) {
+	if !noticed(b.Admitted()) {
 		t.Error("a change without a notice")
 	}
 	report(t, b, 2, says("a", StateUp))
-	if drained(b.Admitted()) {
+	if noticed(b.Admitted()) {
 		t.Error("a notice without a change")
 	}
 	if n := strings.Count(lines.String(), "backend health"); n != 1 {
@@ -198,14 +204,14 @@ func TestBookOpensWithoutHealthDaemon(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		commit(b, service("web", true, "a", "b"))
-		drained(b.Admitted())
+		noticed(b.Admitted())
 		go b.Run(ctx)
 		time.Sleep(5900 * time.Millisecond)
-		if got := b.takes(); got != "" || drained(b.Admitted()) || len(b.Waiting()) != 1 {
+		if got := b.takes(); got != "" || noticed(b.Admitted()) || len(b.Waiting()) != 1 {
 			t.Errorf("before: %q, waiting %v", got, b.Waiting())
 		}
 		time.Sleep(700 * time.Millisecond)
-		if got := b.takes(); got != "ab" || !drained(b.Admitted()) || len(b.Waiting()) != 0 {
+		if got := b.takes(); got != "ab" || !noticed(b.Admitted()) || len(b.Waiting()) != 0 {
 			t.Errorf("after: %q, waiting %v", got, b.Waiting())
 		}
 		s := Status{Traffic: Traffic{Services: []Service{{Backends: []Backend{{}, {}}}}}}
@@ -229,18 +235,18 @@ func TestBookOpensWithoutHealthDaemon(t *testing.T) {
 }
 
 func TestBookKeepsHealthOnDisk(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "state", "health.json")
+	dir := filepath.Join(t.TempDir(), "state")
 	synctest.Test(t, func(t *testing.T) {
 		log, lines := newLog()
 		ctx, cancel := context.WithCancel(t.Context())
-		b := NewBook(path, log)
+		b := NewBook(dir, log)
 		commit(b, service("web", true, "a", "b", "c"))
 		done := make(chan struct{})
 		go func() { b.Run(ctx); close(done) }()
 		report(t, b, 1, says("a", StateUp), says("b", StateDown))
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		if _, err := os.Stat(path); err != nil {
+		if _, err := os.Stat(filepath.Join(dir, "health.json")); err != nil {
 			t.Errorf("not written while running: %v", err)
 		}
 		report(t, b, 2, says("a", StateUp), says("b", StateDown), says("c", StateUp))
@@ -250,7 +256,7 @@ func TestBookKeepsHealthOnDisk(t *testing.T) {
 			t.Error("nothing logged")
 		}
 
-		next := NewBook(path, log)
+		next := NewBook(dir, log)
 		commit(next, service("web", true, "a", "b", "c"))
 		if got := next.takes(); got != "ac" {
 			t.Errorf("the next start takes %q", got)
@@ -266,7 +272,7 @@ func TestBookKeepsHealthOnDisk(t *testing.T) {
 		if next.Fill(&s); s.Health.Restored != 2 {
 			t.Errorf("restored %d after a report", s.Health.Restored)
 		}
-		if entries, _ := os.ReadDir(filepath.Dir(path)); len(entries) != 1 {
+		if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 			t.Errorf("left behind: %v", entries)
 		}
 	})
@@ -277,13 +283,13 @@ func TestBookStartsWithDamagedFile(t *testing.T) {
 	for name, content := range map[string]string{
 		"empty": "", "cut": `{"version":1,"backends":[{"serv`, "other": `[]`, "newer": `{"version":2}`,
 	} {
-		path := filepath.Join(t.TempDir(), "health.json")
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "health.json"), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		log, lines := newLog()
-		b := NewBook(path, log)
-		if len(b.restored) != 0 || !strings.Contains(lines.String(), "starting without last known health") {
+		b := NewBook(dir, log)
+		if len(b.restored.health) != 0 || !strings.Contains(lines.String(), "starting without last known health") {
 			t.Errorf("%s: %v, %s", name, b.restored, lines)
 		}
 	}
@@ -297,7 +303,7 @@ func TestBookWithoutDisk(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		log, lines := newLog()
-		b := NewBook(filepath.Join(dir, "health.json"), log)
+		b := NewBook(dir, log)
 		commit(b, service("web", true, "a"))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()

@@ -7,53 +7,26 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/maglev"
 )
 
-// The rules of health, as pure functions of what is known and of the time. They combine what the file wants (its
-// services, checks and backends) with what health says:
+// The ledger: the three facts about each backend, as pure functions of what was told and of the time. What the file
+// wants comes with each configuration, what an operator set by hand through drain, what health says through report. No
+// one of them changes another; Admit combines them. In addition to its rules:
 //
-//   - A service without check takes all of its backends.
-//   - Of a service with one, backends that are up take traffic. Those that are down, or of which nothing is known yet,
-//     take none.
-//   - If that leaves a service no backend at all, health is ignored for it and all take traffic (it fails open): at once,
-//     but not before three intervals of its check have passed since it appeared, at the start of the daemon or by a
-//     reload. In that time a health daemon finds out more; and where none runs, the service is not lost.
+//   - A service without check takes all of its backends that are wanted.
+//   - Health is ignored for a service that it would leave without backend (it fails open) at once, but not before three
+//     intervals of its check have passed since it appeared, at the start of the daemon or by a reload. In that time a
+//     health daemon finds out more; and where none runs, the service is not lost.
 //   - What is known stays until a report says otherwise, however long that takes. It is kept over reloads, and on disk
 //     over restarts. A backend whose address has changed is a new one. A service that gets a check was taking all of its
 //     backends: they count as up until a report says otherwise.
-
-// Admission is what a backend takes now.
-type Admission string
-
-// The admissions.
-const (
-	AdmitUp   Admission = "up"   // all traffic that is meant for it
-	AdmitDown Admission = "down" // none
-)
+//   - A backend that begins to take new flows in a running service starts slowly, whatever kept it from them before. Those
+//     that come with the start of the daemon, or with their service, do not, nor does one that took all flows until the
+//     service ceased to fail open.
 
 // graceIntervals is how many intervals of its check a service that appeared may be without a backend.
 const graceIntervals = 3
-
-// Admit is the rule for one service: what its backends take, given what health says about each, and whether it fails
-// open. waited tells that its first three intervals are over. The states of a service without check are StateNone.
-func Admit(health []State, waited bool) (admissions []Admission, failOpen bool) {
-	admissions = make([]Admission, len(health))
-	some := false
-	for i, h := range health {
-		admissions[i] = AdmitDown
-		if h == StateUp || h == StateNone {
-			admissions[i] = AdmitUp
-			some = true
-		}
-	}
-	if some || !waited || len(health) == 0 {
-		return admissions, false
-	}
-	for i := range admissions {
-		admissions[i] = AdmitUp
-	}
-	return admissions, true
-}
 
 // BackendKey names a backend.
 type BackendKey struct{ Service, Backend string }
@@ -65,18 +38,25 @@ type ledger struct {
 }
 
 type ledgerService struct {
-	name     string
-	check    *config.Check // nil: none
-	opens    time.Time     // from when on it fails open rather than be without a backend
-	backends []*ledgerBackend
+	name      string
+	check     *config.Check // nil: none
+	opens     time.Time     // from when on it fails open rather than be without a backend
+	slowStart time.Duration // 0: none
+	backends  []*ledgerBackend
 }
 
 type ledgerBackend struct {
 	name    string
 	address netip.Addr
+	weight  int
+	hand    hand
 	health  Health
 	// restored tells that nothing newer than what was on disk at the start is known.
 	restored bool
+	// fresh tells that it came with its service, and nothing was ever known of it.
+	fresh bool
+	// rose is when its slow start began; zero: it has none.
+	rose time.Time
 }
 
 // saved is what was known about a backend when a daemon ended.
@@ -87,12 +67,22 @@ type saved struct {
 	Health
 }
 
-// next returns the ledger of a new configuration. It keeps what l knows; l may be nil, at the start, when restored has
-// what was on disk. l stays as it is and shares nothing with the new one.
-func (l *ledger) next(services []config.Service, restored []saved, now time.Time) *ledger {
-	disk := make(map[BackendKey]saved, len(restored))
-	for _, s := range restored {
-		disk[BackendKey{s.Service, s.Backend}] = s
+// savedState is all that was on disk at the start.
+type savedState struct {
+	health []saved
+	drains []savedDrain
+}
+
+// next returns the ledger of a new configuration. It keeps what l knows; l may be nil, at the start, when disk has what
+// was there. l stays as it is and shares nothing with the new one.
+func (l *ledger) next(services []config.Service, disk savedState, now time.Time) *ledger {
+	health := make(map[BackendKey]saved, len(disk.health))
+	for _, s := range disk.health {
+		health[BackendKey{s.Service, s.Backend}] = s
+	}
+	hands := make(map[BackendKey]savedDrain, len(disk.drains))
+	for _, s := range disk.drains {
+		hands[BackendKey{s.Service, s.Backend}] = s
 	}
 	before := make(map[string]*ledgerService)
 	if l != nil {
@@ -102,7 +92,7 @@ func (l *ledger) next(services []config.Service, restored []saved, now time.Time
 	}
 	n := &ledger{index: make(map[BackendKey]*ledgerBackend)}
 	for _, c := range services {
-		s := ledgerService{name: c.Name, check: c.Check}
+		s := ledgerService{name: c.Name, check: c.Check, slowStart: c.SlowStart}
 		old := before[c.Name]
 		switch {
 		case c.Check == nil:
@@ -112,24 +102,39 @@ func (l *ledger) next(services []config.Service, restored []saved, now time.Time
 			s.opens = now.Add(graceIntervals * c.Check.Interval)
 		}
 		for _, cb := range c.Backends {
-			b := &ledgerBackend{name: cb.Name, address: cb.Address, health: Health{State: StateNone}}
+			b := &ledgerBackend{name: cb.Name, address: cb.Address, health: Health{State: StateUnknown}, fresh: old == nil}
 			key := BackendKey{c.Name, cb.Name}
-			if c.Check != nil {
-				b.health.State = StateUnknown
-				if was, ok := disk[key]; ok && was.Address == cb.Address {
-					b.health, b.restored = was.Health, true
+			if was, ok := health[key]; ok && was.Address == cb.Address {
+				b.health, b.restored = was.Health, true
+			}
+			if was, ok := hands[key]; ok && was.Address == cb.Address {
+				b.hand = was.hand(now)
+			}
+			if was := l.at(key); was != nil && was.address == cb.Address {
+				*b = *was
+				if old.rising(was, now) == 1 {
+					b.rose = time.Time{} // however long a slow start takes from now on
 				}
-				if was := l.at(key); was != nil && was.address == cb.Address {
-					*b = *was
-					if old.check == nil {
-						b.health = Health{State: StateUp, Since: now, Evidence: "not probed yet since the service got a check"}
-					}
+				if old.check == nil {
+					b.health = Health{State: StateUp, Since: now, Evidence: "not probed yet since the service got a check"}
 				}
 			}
+			if c.Check == nil {
+				b.health, b.restored = Health{State: StateNone}, false
+			}
+			b.weight = cb.Weight
 			s.backends = append(s.backends, b)
 			n.index[key] = b
 		}
 		n.services = append(n.services, s)
+	}
+	taking := l.taking(now)
+	for i := range n.services {
+		if s := &n.services[i]; before[s.name] != nil {
+			s.rise(taking, now)
+		} else {
+			s.begin()
+		}
 	}
 	return n
 }
@@ -151,6 +156,7 @@ type transition struct {
 // report takes what a health daemon says, and returns what changed by it. Backends that l does not have, or does not
 // check, are ignored.
 func (l *ledger) report(list []BackendHealth, now time.Time) (changes []transition) {
+	var taking map[BackendKey]netip.Addr
 	for _, r := range list {
 		key := BackendKey{r.Service, r.Backend}
 		b := l.index[key]
@@ -165,39 +171,51 @@ func (l *ledger) report(list []BackendHealth, now time.Time) (changes []transiti
 			}
 		}
 		if b.health.State != h.State {
+			if taking == nil {
+				taking = l.taking(now)
+			}
 			changes = append(changes, transition{key, b.health.State, h})
 		}
 		b.health, b.restored = h, false
 	}
+	if len(changes) > 0 {
+		l.rise(taking, now)
+	}
 	return changes
 }
 
-// admissions returns what every backend takes at the time now.
-func (l *ledger) admissions(now time.Time) map[BackendKey]Admission {
-	all := make(map[BackendKey]Admission, len(l.index))
+// admits returns what every backend takes at the time now.
+func (l *ledger) admits(now time.Time) map[BackendKey]maglev.Admit {
+	all := make(map[BackendKey]maglev.Admit, len(l.index))
 	for i := range l.services {
 		s := &l.services[i]
-		admissions, _ := s.admit(now)
+		admits, _ := s.admit(now)
 		for j, b := range s.backends {
-			all[BackendKey{s.name, b.name}] = admissions[j]
+			all[BackendKey{s.name, b.name}] = admits[j]
 		}
 	}
 	return all
 }
 
-func (s *ledgerService) admit(now time.Time) ([]Admission, bool) {
-	states := make([]State, len(s.backends))
+func (s *ledgerService) admit(now time.Time) ([]maglev.Admit, bool) {
+	return Admit(s.facts(now), s.waited(now))
+}
+
+// waited says whether the time is over in which the service rather is without a backend than fails open.
+func (s *ledgerService) waited(now time.Time) bool { return !now.Before(s.opens) }
+
+func (s *ledgerService) facts(now time.Time) []Facts {
+	facts := make([]Facts, len(s.backends))
 	for i, b := range s.backends {
-		states[i] = b.health.State
+		facts[i] = Facts{Weight: b.weight, Hand: b.hand.state(), Health: b.health.State, Rising: s.rising(b, now)}
 	}
-	return Admit(states, !now.Before(s.opens))
+	return facts
 }
 
 // waiting returns the services that have no backend at the time now, because they appeared a short time ago.
 func (l *ledger) waiting(now time.Time) (names []string) {
 	for i := range l.services {
-		s := &l.services[i]
-		if admissions, _ := s.admit(now); !slices.Contains(admissions, AdmitUp) {
+		if s := &l.services[i]; !s.waited(now) && failing(s.facts(now)) {
 			names = append(names, s.name)
 		}
 	}

@@ -5,71 +5,12 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
-	"slices"
 	"testing"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/maglev"
 )
-
-func TestAdmit(t *testing.T) {
-	const u, d, q, n = StateUp, StateDown, StateUnknown, StateNone
-	for _, row := range []struct {
-		name     string
-		health   []State
-		waited   bool
-		want     string // + up, - down
-		failOpen bool
-	}{
-		{"all up", []State{u, u, u}, true, "+++", false},
-		{"one down", []State{u, d, u}, true, "+-+", false},
-		{"one unknown beside one that is up", []State{u, q}, true, "+-", false},
-		{"one up of many", []State{d, d, u, q}, true, "--+-", false},
-		{"all down", []State{d, d, d}, true, "+++", true},
-		{"all unknown", []State{q, q}, true, "++", true},
-		{"down and unknown", []State{d, q}, true, "++", true},
-		{"a single one down", []State{d}, true, "+", true},
-		{"all unknown, not long ago", []State{q, q}, false, "--", false},
-		{"all down, not long ago", []State{d, d}, false, "--", false},
-		{"one up, not long ago", []State{q, u}, false, "-+", false},
-		{"no check", []State{n, n}, false, "++", false},
-		{"no backend", nil, true, "", false},
-	} {
-		admissions, failOpen := Admit(row.health, row.waited)
-		got := ""
-		for _, a := range admissions {
-			got += map[Admission]string{AdmitUp: "+", AdmitDown: "-"}[a]
-		}
-		if got != row.want || failOpen != row.failOpen {
-			t.Errorf("%s: got %s %v, want %s %v", row.name, got, failOpen, row.want, row.failOpen)
-		}
-	}
-}
-
-// Whatever health says, a service that is older than its first three intervals has a backend, and one that is up takes
-// traffic.
-func TestAdmitNeverEmptiesAService(t *testing.T) {
-	states := []State{StateUp, StateDown, StateUnknown}
-	r := rand.New(rand.NewPCG(1, 2))
-	for range 100_000 {
-		health := make([]State, 1+r.IntN(8))
-		for i := range health {
-			health[i] = states[r.IntN(len(states))]
-		}
-		admissions, failOpen := Admit(health, true)
-		if !slices.Contains(admissions, AdmitUp) {
-			t.Fatalf("%v leaves none", health)
-		}
-		if failOpen == slices.Contains(health, StateUp) {
-			t.Fatalf("%v fails open: %v", health, failOpen)
-		}
-		for i, h := range health {
-			if h == StateUp && admissions[i] != AdmitUp {
-				t.Fatalf("%v: backend %d is up and takes nothing", health, i)
-			}
-		}
-	}
-}
 
 // service returns a service with backends at 10.0.0.1, 10.0.0.2 …
 func service(name string, check bool, backends ...string) config.Service {
@@ -78,7 +19,7 @@ func service(name string, check bool, backends ...string) config.Service {
 		s.Check = &config.Check{Type: config.CheckTCP, Port: 80, Interval: 2 * time.Second, Timeout: time.Second, Rise: 2, Fall: 3}
 	}
 	for i, b := range backends {
-		s.Backends = append(s.Backends, config.Backend{Name: b, Address: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})})
+		s.Backends = append(s.Backends, config.Backend{Name: b, Address: netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), Weight: 100})
 	}
 	return s
 }
@@ -91,7 +32,7 @@ func says(backend string, s State) BackendHealth {
 // takes returns the backends of the service web that take traffic, in a string.
 func (l *ledger) takes(now time.Time) (names string) {
 	for _, b := range l.services[0].backends {
-		if l.admissions(now)[BackendKey{"web", b.name}] == AdmitUp {
+		if l.admits(now)[BackendKey{"web", b.name}].State() == maglev.Up {
 			names += b.name
 		}
 	}
@@ -109,7 +50,7 @@ func TestLedger(t *testing.T) {
 	var none *ledger
 
 	t.Run("a start without knowledge waits three intervals and opens", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		if got := l.takes(after(5999 * time.Millisecond)); got != "" || len(l.waiting(start)) != 1 {
 			t.Errorf("before: %q, waiting %v", got, l.waiting(start))
 		}
@@ -118,33 +59,33 @@ func TestLedger(t *testing.T) {
 		}
 	})
 	t.Run("a start with a report does not wait", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("b", StateUp)}, start)
 		if got := l.takes(start); got != "b" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("a start with last known health goes on at once", func(t *testing.T) {
-		l := none.next(web, []saved{onDisk("a", 1, StateUp), onDisk("b", 2, StateDown), onDisk("c", 3, StateUp), onDisk("gone", 4, StateUp)}, start)
+		l := none.next(web, savedState{health: []saved{onDisk("a", 1, StateUp), onDisk("b", 2, StateDown), onDisk("c", 3, StateUp), onDisk("gone", 4, StateUp)}}, start)
 		if got := l.takes(start); got != "ac" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("last known health of another address is not used", func(t *testing.T) {
-		l := none.next(web, []saved{onDisk("a", 99, StateUp), onDisk("b", 2, StateUp)}, start)
+		l := none.next(web, savedState{health: []saved{onDisk("a", 99, StateUp), onDisk("b", 2, StateUp)}}, start)
 		if got := l.takes(start); got != "b" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("the last health stays however old", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("a", StateUp), says("b", StateDown), says("c", StateUp)}, start)
 		if got := l.takes(after(1000 * time.Hour)); got != "ac" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("backends that a report leaves out keep their health", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("a", StateUp), says("b", StateUp)}, start)
 		l.report([]BackendHealth{says("b", StateDown)}, start)
 		if got := l.takes(start); got != "a" {
@@ -152,7 +93,7 @@ func TestLedger(t *testing.T) {
 		}
 	})
 	t.Run("all down in a running service opens at once", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("a", StateUp), says("b", StateUp), says("c", StateUp)}, start)
 		l.report([]BackendHealth{says("a", StateDown), says("b", StateDown), says("c", StateDown)}, after(time.Hour))
 		if got := l.takes(after(time.Hour)); got != "abc" {
@@ -160,9 +101,9 @@ func TestLedger(t *testing.T) {
 		}
 	})
 	t.Run("a backend added to a running service waits for its first report", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("a", StateUp), says("b", StateUp), says("c", StateDown)}, start)
-		l = l.next(one(service("web", true, "a", "b", "c", "d")), nil, after(time.Hour))
+		l = l.next(one(service("web", true, "a", "b", "c", "d")), savedState{}, after(time.Hour))
 		if got := l.takes(after(2 * time.Hour)); got != "ab" {
 			t.Errorf("before: %q", got)
 		}
@@ -172,17 +113,17 @@ func TestLedger(t *testing.T) {
 		}
 	})
 	t.Run("a backend with a new address is a new one", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("a", StateUp), says("b", StateUp), says("c", StateUp)}, start)
 		moved := service("web", true, "a", "b", "c")
 		moved.Backends[1].Address = netip.MustParseAddr("10.9.9.9")
-		l = l.next(one(moved), nil, after(time.Hour))
+		l = l.next(one(moved), savedState{}, after(time.Hour))
 		if got := l.takes(after(time.Hour)); got != "ac" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("a service added to a running daemon waits and opens", func(t *testing.T) {
-		l := none.next(nil, nil, start).next(web, nil, after(time.Hour))
+		l := none.next(nil, savedState{}, start).next(web, savedState{}, after(time.Hour))
 		if got := l.takes(after(time.Hour + 5*time.Second)); got != "" {
 			t.Errorf("before: %q", got)
 		}
@@ -191,8 +132,8 @@ func TestLedger(t *testing.T) {
 		}
 	})
 	t.Run("a running service that gets a check keeps its backends", func(t *testing.T) {
-		l := none.next(one(service("web", false, "a", "b")), nil, start)
-		l = l.next(web, nil, after(time.Hour))
+		l := none.next(one(service("web", false, "a", "b")), savedState{}, start)
+		l = l.next(web, savedState{}, after(time.Hour))
 		if got := l.takes(after(time.Hour)); got != "ab" {
 			t.Errorf("got %q", got)
 		}
@@ -202,41 +143,41 @@ func TestLedger(t *testing.T) {
 		}
 	})
 	t.Run("a service that loses its check takes all", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("a", StateUp), says("b", StateDown)}, start)
-		l = l.next(one(service("web", false, "a", "b", "c")), nil, start)
+		l = l.next(one(service("web", false, "a", "b", "c")), savedState{}, start)
 		l.report([]BackendHealth{says("a", StateDown)}, start)
 		if got := l.takes(start); got != "abc" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("another interval does not make a service wait again", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		slow := service("web", true, "a", "b", "c")
 		slow.Check.Interval = time.Hour
-		l = l.next(one(slow), nil, after(7*time.Second))
+		l = l.next(one(slow), savedState{}, after(7*time.Second))
 		if got := l.takes(after(7 * time.Second)); got != "abc" {
 			t.Errorf("got %q", got)
 		}
 	})
 	t.Run("a report about what is not there is ignored", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		changes := l.report([]BackendHealth{says("zz", StateUp), {Service: "no", Backend: "a", Health: Health{State: StateUp}}}, start)
 		if len(changes) != 0 || len(l.save()) != 0 {
 			t.Errorf("got %v %v", changes, l.save())
 		}
 	})
 	t.Run("a reload leaves the ledger before it alone", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("a", StateUp)}, start)
-		n := l.next(web, nil, start)
+		n := l.next(web, savedState{}, start)
 		n.report([]BackendHealth{says("a", StateDown)}, start)
 		if got := l.at(BackendKey{"web", "a"}).health.State; got != StateUp {
 			t.Errorf("got %s", got)
 		}
 	})
 	t.Run("since is kept while the state is", func(t *testing.T) {
-		l := none.next(web, nil, start)
+		l := none.next(web, savedState{}, start)
 		l.report([]BackendHealth{says("a", StateUp)}, start)
 		changes := l.report([]BackendHealth{says("a", StateUp)}, after(time.Minute))
 		if h := l.at(BackendKey{"web", "a"}).health; !h.Since.Equal(start) || len(changes) != 0 {
@@ -263,10 +204,10 @@ func TestReportsSayEverything(t *testing.T) {
 	}
 	for range 1000 {
 		var none *ledger
-		one, other := none.next(web, nil, now), none.next(web, nil, now)
+		one, other := none.next(web, savedState{}, now), none.next(web, savedState{}, now)
 		for range r.IntN(5) {
 			one.report(random(), now)
-			one = one.next(web, nil, now)
+			one = one.next(web, savedState{}, now)
 		}
 		last := random()
 		one.report(last, now)

@@ -51,7 +51,10 @@ func TestOpenAPI(t *testing.T) {
 	}
 
 	c := comparison{t, &doc, make(map[string]bool)}
-	for _, v := range []any{Status{}, ReloadResult{}, Targets{}, HealthReport{}, HealthAnswer{}, VersionInfo{}, ErrorBody{}} {
+	for _, v := range []any{
+		Status{}, ReloadResult{}, Targets{}, HealthReport{}, HealthAnswer{}, DrainRequest{}, DrainResult{},
+		FlowsReport{}, FlowReport{}, TopReport{}, VersionInfo{}, ErrorBody{},
+	} {
 		c.compare(reflect.TypeOf(v))
 	}
 	for name := range doc.Components.Schemas {
@@ -92,6 +95,8 @@ func (c *comparison) compare(typ reflect.Type) {
 // property returns how a type is written in the document.
 func (c *comparison) property(typ reflect.Type) property {
 	switch {
+	case typ.Kind() == reflect.Pointer:
+		return c.property(typ.Elem())
 	case typ.Implements(reflect.TypeFor[encoding.TextMarshaler]()): // times and durations
 		return property{Type: "string"}
 	case typ.Kind() == reflect.Slice:
@@ -106,6 +111,8 @@ func (c *comparison) property(typ reflect.Type) property {
 		return property{Type: "string"}
 	case typ.Kind() == reflect.Bool:
 		return property{Type: "boolean"}
+	case typ.Kind() == reflect.Float64:
+		return property{Type: "number"}
 	}
 	return property{Type: "integer"}
 }

@@ -24,6 +24,15 @@ type Daemon interface {
 	// Targets and Report are those of a Book.
 	Targets(ctx context.Context, boot string, generation uint64) Targets
 	Report(r HealthReport) (HealthAnswer, error)
+	// Drain and Undrain are those of a Book, and return how the backend stands then.
+	Drain(service, backend string, timeout time.Duration) (Backend, error)
+	Undrain(service, backend string) (Backend, error)
+	// Flows counts the flows that f leaves in. A service or backend that is unknown is an *APIError.
+	Flows(f FlowFilter) (FlowsReport, error)
+	// Flow tells what becomes of the next packet of a flow.
+	Flow(q FlowQuery) (FlowReport, error)
+	// TopSources returns the n sources, or less, that have put the most words into the flow table lately.
+	TopSources(n int) TopReport
 }
 
 const (
@@ -87,6 +96,11 @@ func (s *Server) routes() []route {
 		{http.MethodPost, "/v1/reload", s.reload},
 		{http.MethodGet, "/v1/health/targets", s.targets},
 		{http.MethodPut, "/v1/health", s.report},
+		{http.MethodPost, "/v1/drain", s.drain},
+		{http.MethodPost, "/v1/undrain", s.undrain},
+		{http.MethodGet, "/v1/flows", s.flows},
+		{http.MethodGet, "/v1/flows/one", s.flow},
+		{http.MethodGet, "/v1/flows/top", s.top},
 		{http.MethodGet, "/v1/version", s.versionInfo},
 	}
 }

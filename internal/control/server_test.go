@@ -28,6 +28,8 @@ type daemon struct {
 	*Book
 	status Status
 	reload error
+	flow   FlowReport
+	asked  []any // of flows: filters, queries and numbers
 }
 
 func (d *daemon) Status() Status { return d.status }
@@ -167,10 +169,16 @@ func TestVersionOverTheWire(t *testing.T) {
 	}
 }
 
+// request asks s without a socket.
+func request(s *Server, method, target, body string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	s.Handler().ServeHTTP(w, httptest.NewRequest(method, target, strings.NewReader(body)))
+	return w
+}
+
 func TestRequestsThatAreRefused(t *testing.T) {
 	d, s, _ := serve(t)
 	s.maxBody = 1000
-	handler := s.Handler()
 	for _, row := range []struct {
 		method, target, body string
 		code                 int
@@ -190,10 +198,31 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"PUT", "/v1/health", "[]", 400, "cannot unmarshal array"},
 		{"PUT", "/v1/health", `{"boot":"` + d.boot + `","source":"s","backends":[{"service":"web","backend":"a","state":"sick"}]}`, 400, `state "sick"`},
 		{"PUT", "/v1/health", `{"boot":"old","source":"s"}`, 409, "earlier start"},
+		{"GET", "/v1/drain", "", 405, "only POST"},
+		{"POST", "/v1/drain", "", 400, "drain: EOF"},
+		{"POST", "/v1/drain", `{"service":"web","backend":"a","time_out":"5m"}`, 400, `unknown field "time_out"`},
+		{"POST", "/v1/drain", `{"service":"web","backend":"a","timeout":"soon"}`, 400, `timeout: found "soon"`},
+		{"POST", "/v1/drain", `{"service":"web","backend":"a","timeout":"-1s"}`, 400, `timeout: found "-1s"`},
+		{"POST", "/v1/drain", `{"service":"` + strings.Repeat("x", maxRequestBody) + `"}`, 413, "too large"},
+		{"POST", "/v1/drain", `{"service":"web","backend":"z"}`, 404, `no backend "z"; it has a, b`},
+		{"POST", "/v1/undrain", `{"service":"wbe","backend":"a"}`, 404, `no service "wbe"; there is web`},
+		{"POST", "/v1/undrain", `{"service":"web","backend":"a","timeout":"5m"}`, 400, "undrain has no timeout"},
+		{"POST", "/v1/flows", "", 405, "only GET"},
+		{"GET", "/v1/flows?state=old", "", 400, `state: found "old"`},
+		{"GET", "/v1/flows?servcie=web", "", 400, `query: found "servcie", expected only service, backend, state`},
+		{"GET", "/v1/flows?service=%zz", "", 400, "query: "},
+		{"GET", "/v1/flows?service=wbe", "", 404, `no service "wbe"`},
+		{"GET", "/v1/flows/one", "", 400, `source: found ""`},
+		{"GET", "/v1/flows/one?source=10.0.0.1", "", 400, `source: found "10.0.0.1"`},
+		{"GET", "/v1/flows/one?source=10.0.0.1:5&destination=web:80", "", 400, `destination: found "web:80"`},
+		{"GET", "/v1/flows/one?source=10.0.0.1:5&destination=[fd00::1]:80&protocol=tcp", "", 400, "of one family"},
+		{"GET", "/v1/flows/one?source=[fd00::2]:5&destination=[fd00::1%25eth0]:80&protocol=tcp", "", 400, "without a zone"},
+		{"GET", "/v1/flows/one?source=10.0.0.1:5&destination=10.0.0.2:80&protocol=6", "", 400, `protocol: found "6"`},
+		{"GET", "/v1/flows/top?n=0", "", 400, `n: found "0", expected a number from 1 to 1000`},
+		{"GET", "/v1/flows/top?n=many", "", 400, `n: found "many"`},
 		{"PUT", "/v1/health", `{"boot":"` + strings.Repeat("x", 1000) + `"}`, 413, "too large"},
 	} {
-		w := httptest.NewRecorder()
-		handler.ServeHTTP(w, httptest.NewRequest(row.method, row.target, strings.NewReader(row.body)))
+		w := request(s, row.method, row.target, row.body)
 		var body ErrorBody
 		if err := json.Unmarshal(w.Body.Bytes(), &body); err != nil {
 			t.Errorf("%s %s: not JSON: %s", row.method, row.target, w.Body)

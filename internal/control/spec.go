@@ -1,18 +1,11 @@
 package control
 
 import (
+	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/maglev"
 )
-
-// AdmitWord is the admit word of an admission. The reload that removes a backend makes it draining, not this.
-func AdmitWord(a Admission) maglev.Admit {
-	if a == AdmitUp {
-		return maglev.MakeAdmit(maglev.Up, maglev.All)
-	}
-	return maglev.MakeAdmit(maglev.Down, 0)
-}
 
 // modes holds the engine's names for ways to a backend.
 var modes = map[config.Forward]forwarder.Mode{
@@ -20,8 +13,19 @@ var modes = map[config.Forward]forwarder.Mode{
 	config.ForwardGUE: forwarder.GUE, config.ForwardNAT: forwarder.NAT,
 }
 
+// schedulers holds the names that package maglev has for ways to give out new flows.
+var schedulers = map[config.Scheduler]maglev.Scheduler{
+	config.SchedulerMaglev: maglev.Maglev, config.SchedulerWRR: maglev.WRR, config.SchedulerLeastConn: maglev.LeastConn,
+	config.SchedulerP2C: maglev.P2C, config.SchedulerSource: maglev.Source,
+}
+
+// downs holds the engine's names for what becomes of flows whose backend is down.
+var downs = map[config.OnDown]forwarder.OnDown{
+	config.DownKeep: forwarder.OnDownKeep, config.DownRehash: forwarder.OnDownRehash, config.DownReset: forwarder.OnDownReset,
+}
+
 // Spec translates a configuration into what the engine takes. admission says what each backend takes at first.
-func Spec(cfg *config.Config, admission func(service, backend string) Admission) (spec forwarder.Spec) {
+func Spec(cfg *config.Config, admission func(service, backend string) maglev.Admit) (spec forwarder.Spec) {
 	spec.Tunnel = forwarder.Tunnel{
 		Port: cfg.Tunnel.GUEPort, Checksum: cfg.Tunnel.GUEChecksum, Fragment: cfg.Tunnel.Oversize == config.OversizeFragment,
 	}
@@ -36,18 +40,31 @@ func Spec(cfg *config.Config, admission func(service, backend string) Admission)
 		out := forwarder.ServiceSpec{
 			Name: s.Name, VIP: s.VIP, Protocol: s.Protocol.Number(), Mode: modes[s.Forward],
 			Reject: s.OnNoBackend == config.NoBackendReject, ClampMSS: clampMSS(s.ClampMSS),
+			Scheduler: schedulers[s.Scheduler], SourcePrefix: s.SourcePrefix, TableSize: s.TableSize, NoTable: !s.FlowTable,
+			OnDown: downs[s.OnDown], Life: life(s),
 		}
 		for _, p := range s.Ports {
 			out.Ports = append(out.Ports, forwarder.PortRange{First: p.First, Last: p.Last})
 		}
 		for _, b := range s.Backends {
 			out.Backends = append(out.Backends, forwarder.BackendSpec{
-				Name: b.Name, Address: b.Address, Port: b.Port, Admit: AdmitWord(admission(s.Name, b.Name)),
+				Name: b.Name, Address: b.Address, Port: b.Port, Weight: uint16(b.Weight), Admit: admission(s.Name, b.Name),
 			})
 		}
 		spec.Services = append(spec.Services, out)
 	}
 	return spec
+}
+
+// life is how long the words of a service's flows live. UDP has no end that a closing word could follow: should there be
+// one all the same, it lives like a new one.
+func life(s *config.Service) (l conntrack.Life) {
+	l[conntrack.Probation], l[conntrack.Established] = conntrack.Ticks(s.Lifetimes.New), conntrack.Ticks(s.Lifetimes.Established)
+	l[conntrack.Closing] = conntrack.Ticks(s.Lifetimes.Closing)
+	if s.Protocol == config.UDP {
+		l[conntrack.Closing] = l[conntrack.Probation]
+	}
+	return l
 }
 
 // clampMSS is a configured clamp as the engine takes it.

@@ -29,9 +29,10 @@ func status() control.Status {
 	worker.Dropped[packet.NoRoute] = 10
 	svc := forwarder.ServiceStats{
 		Name: "web", Forwarded: forwarder.Counts{Packets: 90, Bytes: 9000}, NewFlows: 5,
+		Scheduler: "p2c", TableSize: 65537, TableHash: "0123", Flows: 4,
 		Backends: []forwarder.BackendStats{
 			{Name: "a", Address: "10.0.0.1", Leaving: true, Admit: "down", Hop: "ready", Forwarded: forwarder.Counts{Packets: 7}},
-			{Name: "a", Address: "10.0.0.2", Admit: "up", Hop: "no_route", Forwarded: forwarder.Counts{Packets: 60, Bytes: 6000}, Flows: 3},
+			{Name: "a", Address: "10.0.0.2", Admit: "up", Fraction: 0.25, LongestIdle: 12.5, Hop: "no_route", Forwarded: forwarder.Counts{Packets: 60, Bytes: 6000}, Flows: 3},
 			{Name: "gone", Address: "10.0.0.3", Leaving: true, Admit: "down", Hop: "ready", Flows: 1},
 		},
 	}
@@ -49,12 +50,16 @@ func status() control.Status {
 				Closed: forwarder.SocketStats{Received: 49},
 			}},
 			Services: []forwarder.ServiceStats{svc},
-			Table:    forwarder.TableStats{Words: 16, Bytes: 128, HugePages: true, Probation: 1, Established: 2, Closing: 3, Inserted: 4, Refused: 5, Evicted: 6},
+			Table: forwarder.TableStats{Words: 16, Bytes: 128, HugePages: true, Probation: 1, Established: 2, Closing: 3, Inserted: 4, Refused: 5, Flows: 6,
+				Evicted: forwarder.Evictions{Expired: 1, Closing: 2, Probation: 3, Established: 4},
+				Ages:    []forwarder.AgeCount{{Below: 2.15, Flows: 5}, {Below: 0, Flows: 1}}},
 		}),
 	}
 	web := &s.Traffic.Services[0]
 	web.FailOpen = true
 	web.Backends[1].Health.State = control.StateDown
+	web.Backends[1].Weight = 70
+	web.Backends[1].Hand = &control.HandStatus{}
 	return s
 }
 
@@ -99,6 +104,16 @@ func TestScrape(t *testing.T) {
 		`sluice_flow_table_words 16`,
 		`sluice_flow_table_flows{state="established"} 2`,
 		`sluice_flow_table_refused_total 5`,
+		`sluice_flow_table_live_flows 6`,
+		`sluice_flow_table_evicted_total{class="probation"} 3`,
+		`sluice_flow_table_idle_flows{below_seconds="2"} 5`,
+		`sluice_flow_table_idle_flows{below_seconds="+Inf"} 1`,
+		`sluice_service_flows{service="web"} 4`,
+		`sluice_service_table_info{hash="0123",scheduler="p2c",service="web",size="65537"} 1`,
+		`sluice_backend_weight{backend="a",service="web"} 70`,
+		`sluice_backend_fraction{backend="a",service="web"} 0.25`,
+		`sluice_backend_longest_idle_seconds{backend="a",service="web"} 12.5`,
+		`sluice_backend_drained_by_hand{backend="a",service="web"} 1`,
 		`sluice_health_stale 1`,
 		`sluice_health_report_age_seconds 1.5`,
 		`sluice_service_forwarded_packets_total{service="web"} 90`,

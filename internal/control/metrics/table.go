@@ -89,6 +89,18 @@ func backend(f func(b *control.Backend) uint64) reader {
 	}
 }
 
+// backendNumber is backend for what is no count.
+func backendNumber(f func(b *control.Backend) float64) reader {
+	return func(s *control.Status, e emit) {
+		for i := range s.Traffic.Services {
+			svc := &s.Traffic.Services[i]
+			for _, b := range oneOfEachName(svc.Backends) {
+				e(f(b), svc.Name, b.Name)
+			}
+		}
+	}
+}
+
 // oneOfEachName returns the backends that metrics are about. A backend that is leaving is one of them, but for the time
 // in which another has its name, as after a change of address: one name has one value.
 func oneOfEachName(backends []control.Backend) (out []*control.Backend) {
@@ -214,18 +226,38 @@ var table = []*metric{
 		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Bytes) })},
 	{name: "sluice_flow_table_huge_pages", kind: gauge, help: "1 if the flow table is in huge pages, else 0.", use: "0 costs speed with many flows: reserve huge pages (vm.nr_hugepages).",
 		read: node(func(s *control.Status) float64 { return truth(s.Traffic.Table.HugePages) })},
-	{name: "sluice_flow_table_flows", kind: gauge, labels: []string{"state"}, help: "Flows in the table by state (probation, established, closing), at the last full sweep.", use: "Half of sluice_flow_table_words is the time to raise `flows`.",
+	{name: "sluice_flow_table_live_flows", kind: gauge, help: "Flows in the table now.", use: "Half of sluice_flow_table_words is the time to raise `flows`; `sluice flows` says whose they are.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Flows) })},
+	{name: "sluice_flow_table_flows", kind: gauge, labels: []string{"state"}, help: "Flows in the table by state (probation, established, closing), at the last full sweep.", use: "Many on probation and few established is a scan or a flood: `sluice flows --top` names the sources.",
 		read: func(s *control.Status, e emit) {
 			e(float64(s.Traffic.Table.Probation), "probation")
 			e(float64(s.Traffic.Table.Established), "established")
 			e(float64(s.Traffic.Table.Closing), "closing")
 		}},
+	{name: "sluice_flow_table_idle_flows", kind: gauge, labels: []string{"below_seconds"}, help: "Flows in the table, at the last full sweep, that had had no packet for less than so many seconds, and not for less than the next lower number of them; +Inf for the rest.", use: "Flows that idle long hold words: shorten the service's `lifetimes` if they are dead ones.",
+		read: func(s *control.Status, e emit) {
+			for _, a := range s.Traffic.Table.Ages {
+				below := "+Inf"
+				if a.Below > 0 {
+					below = strconv.FormatFloat(a.Below, 'f', 0, 64)
+				}
+				e(float64(a.Flows), below)
+			}
+		}},
+	{name: "sluice_flow_table_expired_flows", kind: gauge, help: "Words that the last full sweep freed, since their time was over.", use: "For reference.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Expired) })},
 	{name: "sluice_flow_table_inserted_total", kind: counter, help: "Flows put into the table.", use: "The rate of new flows that have to be remembered.",
 		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Inserted) })},
-	{name: "sluice_flow_table_refused_total", kind: counter, help: "Flows that found no place in the table.", use: "Growth means that the table is full: such flows go by hash, and may move when backends change. Raise `flows`.",
+	{name: "sluice_flow_table_refused_total", kind: counter, help: "Flows that found no place in the table.", use: "Growth means that the table is full of active flows: new ones go by hash, and may move when backends change. Raise `flows`.",
 		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Refused) })},
-	{name: "sluice_flow_table_evicted_total", kind: counter, help: "Flows that took the place of one that was alive.", use: "As sluice_flow_table_refused_total.",
-		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Table.Evicted) })},
+	{name: "sluice_flow_table_evicted_total", kind: counter, labels: []string{"class"}, help: "Flows that took the place of another in a full part of the table: of one whose time was over (expired), that was closing, on probation, or established and idle for more than five minutes.", use: "Growth of probation is a flood or a table that is too small, of established the latter: those flows may move when backends change. Raise `flows`.",
+		read: func(s *control.Status, e emit) {
+			v := s.Traffic.Table.Evicted
+			e(float64(v.Expired), "expired")
+			e(float64(v.Closing), "closing")
+			e(float64(v.Probation), "probation")
+			e(float64(v.Established), "established")
+		}},
 
 	{name: "sluice_health_stale", kind: gauge, help: "1 if no health report has come for ten seconds, though there is something to check, else 0.", use: "Alert on 1: the last known health is in use, and dead backends go unnoticed. Look at sluice-healthd.",
 		read: node(func(s *control.Status) float64 { return truth(s.Health.Stale) })},
@@ -249,15 +281,32 @@ var table = []*metric{
 	{name: "sluice_service_fail_open", kind: gauge, labels: []string{"service"}, help: "1 if health is ignored for the service, since it would leave no backend, else 0.", use: "Alert on 1: either all of its backends are down, or the checks are wrong.",
 		read: service(func(s *control.Service) float64 { return truth(s.FailOpen) })},
 
+	{name: "sluice_service_flows", kind: gauge, labels: []string{"service"}, help: "Flows in the table that are the service's, now.", use: "The service's open connections, as far as they were seen.",
+		read: service(func(s *control.Service) float64 { return float64(s.Flows) })},
+	{name: "sluice_service_table_info", kind: gauge, labels: []string{"service", "scheduler", "size", "hash"}, help: "Always 1; the labels name the service's scheduler and lookup table.", use: "Nodes of a group must have equal hashes, or flows that move between them break: alert when they differ for longer than a rollout takes.",
+		read: func(s *control.Status, e emit) {
+			for _, v := range s.Traffic.Services {
+				e(1, v.Name, v.Scheduler, strconv.Itoa(v.TableSize), v.TableHash)
+			}
+		}},
+
 	{name: "sluice_backend_forwarded_packets_total", kind: counter, labels: []string{"service", "backend"}, help: "Packets forwarded to the backend.", use: "Backends of a service that differ much have few clients, or long flows.",
 		read: backend(func(b *control.Backend) uint64 { return b.Forwarded.Packets })},
 	{name: "sluice_backend_forwarded_bytes_total", kind: counter, labels: []string{"service", "backend"}, help: "IP bytes of these, as received.", use: "The backend's load; with direct return, requests only.",
 		read: backend(func(b *control.Backend) uint64 { return b.Forwarded.Bytes })},
 	{name: "sluice_backend_new_flows_total", kind: counter, labels: []string{"service", "backend"}, help: "Flows to the backend that were put into the table.", use: "Falls to nothing while the backend is down.",
 		read: backend(func(b *control.Backend) uint64 { return b.NewFlows })},
-	{name: "sluice_backend_flows", kind: gauge, labels: []string{"service", "backend"}, help: "Flows in the table that go to the backend, at the last full sweep.", use: "Before maintenance: how many connections are left.",
+	{name: "sluice_backend_flows", kind: gauge, labels: []string{"service", "backend"}, help: "Flows in the table that go to the backend, now.", use: "Before maintenance: how many connections are left.",
 		read: backend(func(b *control.Backend) uint64 { return b.Flows })},
-	{name: "sluice_backend_takes_new_flows", kind: gauge, labels: []string{"service", "backend"}, help: "1 if new flows go to the backend, else 0.", use: "0 is a backend that is down, or waits for its first good probe.",
+	{name: "sluice_backend_longest_idle_seconds", kind: gauge, labels: []string{"service", "backend"}, help: "For how long, at the last full sweep, one of the backend's flows had had no packet.", use: "While it drains: how long ago the most silent of its flows was heard of.",
+		read: backendNumber(func(b *control.Backend) float64 { return b.LongestIdle })},
+	{name: "sluice_backend_weight", kind: gauge, labels: []string{"service", "backend"}, help: "The weight that the configuration gives the backend; 0 takes no new flow.", use: "For reference.",
+		read: backend(func(b *control.Backend) uint64 { return uint64(b.Weight) })},
+	{name: "sluice_backend_fraction", kind: gauge, labels: []string{"service", "backend"}, help: "The share of the new flows meant for it that the backend takes: 1, and less in a slow start; 0 when it takes none.", use: "For reference.",
+		read: backendNumber(func(b *control.Backend) float64 { return b.Fraction })},
+	{name: "sluice_backend_drained_by_hand", kind: gauge, labels: []string{"service", "backend"}, help: "1 if an operator drains the backend (sluice drain), else 0.", use: "A drain that was forgotten shows here.",
+		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Hand != nil)) })},
+	{name: "sluice_backend_takes_new_flows", kind: gauge, labels: []string{"service", "backend"}, help: "1 if new flows go to the backend, else 0.", use: "0 is a backend that is down, drains, or waits for its first good probe.",
 		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Admit == "up")) })},
 	{name: "sluice_backend_reachable", kind: gauge, labels: []string{"service", "backend"}, help: "1 if the node has a route to the backend and its next hop answers, else 0.", use: "Alert on 0: packets to it are dropped under no_route or no_neighbour.",
 		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Hop == "ready")) })},
