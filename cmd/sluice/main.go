@@ -43,7 +43,7 @@ func command() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCommand(), checkCommand(), reloadCommand(), statusCommand(), flowsCommand(), drainCommand(),
-		undrainCommand(), demoCommand(), benchCommand(), cli.VersionCommand("sluice", version))
+		undrainCommand(), demoCommand(), simCommand(), benchCommand(), cli.VersionCommand("sluice", version))
 	return root
 }
 
