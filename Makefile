@@ -63,6 +63,17 @@ vulncheck: ## known vulnerabilities in what is linked
 bench: build ## the benchmarks, and the worker on the memory NIC
 	$(GO) test -run '^$$' -bench . -benchmem ./conntrack ./maglev ./forwarder/...
 	./bin/sluice bench worker --flows 1k,100k,1M,10M
+	./bin/sluice bench scaling
+
+.PHONY: sim
+sim: build ## what flows survive, with a million of them, beside other schemes; takes some minutes
+	./bin/sluice sim
+
+.PHONY: test-long
+test-long: sim ## the long forms: simulator, a hundred million operations on the flow table, ten minutes a fuzz target
+	SLUICE_STRESS_OPS=100000000 $(GO) test -count 1 -timeout 0 -v -run 'TestConcurrent|TestLinearizable' ./conntrack
+	SLUICE_STRESS_OPS=20000000 $(GO) test -race -count 1 -timeout 0 -v -run 'TestConcurrent|TestLinearizable' ./conntrack
+	$(MAKE) fuzz FUZZTIME=10m
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME

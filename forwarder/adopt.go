@@ -62,7 +62,7 @@ func (e *Engine) recordDirectory() {
 			TableSize: s.spec.tableSize(), Source: s.spec.Scheduler == maglev.Source, Life: s.spec.life(),
 		})
 		for _, b := range s.spec.Backends {
-			weights[e.slots.byKey[slotKey{s.number, b.Address, b.Port}]] = b.Weight
+			weights[s.slots[b.Name]] = b.Weight
 		}
 	}
 	slices.SortFunc(d.Services, func(a, b DirectoryService) int { return int(a.Number) - int(b.Number) })
@@ -138,19 +138,20 @@ func (e *Engine) adopt(d *Directory) error {
 			scheduler = maglev.Source
 		}
 		s.live.Pool = maglev.NewPool(table, byIndex, scheduler, 1)
-		s.live.tcp = x.Protocol == protoTCP
+		s.live.tcp, s.slots = x.Protocol == protoTCP, slotsOf[x.Number]
 		e.services[x.Name] = s
 		for int(x.Number) >= len(e.numbers) {
 			e.numbers = append(e.numbers, false)
 		}
 		e.numbers[x.Number] = true
 	}
-	// Slots of services that are not in the directory name numbers that nobody has.
 	for i := range e.slots.states {
-		if st := &e.slots.states[i]; st.phase == slotFree {
-			continue
-		} else if int(st.key.service) >= len(e.numbers) || !e.numbers[st.key.service] {
-			st.key.service = noService
+		st := &e.slots.states[i]
+		switch {
+		case st.phase == slotFree:
+			e.slots.free = append(e.slots.free, uint32(i))
+		case int(st.key.service) >= len(e.numbers) || !e.numbers[st.key.service]:
+			st.key.service = noService // of a service that is not in the directory: nobody may get its number
 		}
 	}
 	e.recount()

@@ -62,7 +62,7 @@ func (e *Engine) Apply(spec Spec) error {
 	for i := range spec.Services {
 		e.services[spec.Services[i].Name] = e.applyService(before[i], spec.Services[i], tables[i], now)
 	}
-	e.leave(spec, now)
+	e.leave(now)
 	e.recordDirectory()
 	e.rebuild()
 	return nil
@@ -171,10 +171,10 @@ func (e *Engine) applyService(s *serviceState, spec ServiceSpec, table *maglev.T
 		s = &serviceState{number: e.takeNumber()}
 		s.base = e.sumService(s.number)
 	}
-	slots := e.applyBackends(s, &spec, now)
+	s.slots = e.applyBackends(s, &spec, now)
 	byIndex := make([]uint32, len(table.Names()))
 	for i, name := range table.Names() {
-		byIndex[i] = slots[name]
+		byIndex[i] = s.slots[name]
 	}
 	old := s.live.Pool
 	moved := old != nil && (old.Table() != table || !slices.Equal(old.Slots(), byIndex)) // or a backend has another address now
@@ -216,13 +216,12 @@ func (e *Engine) applyBackends(s *serviceState, spec *ServiceSpec, now int64) ma
 	return slots
 }
 
-// leave makes the slots of backends that spec no longer has leave: their flows go on.
-func (e *Engine) leave(spec Spec, now int64) {
+// leave makes the slots of backends that are no longer configured leave: their flows go on.
+func (e *Engine) leave(now int64) {
 	configured := make([]bool, len(e.slots.states))
-	for i := range spec.Services {
-		s := e.services[spec.Services[i].Name]
-		for _, b := range s.spec.Backends {
-			configured[e.slots.byKey[slotKey{s.number, b.Address, b.Port}]] = true
+	for _, s := range e.services {
+		for _, slot := range s.slots {
+			configured[slot] = true
 		}
 	}
 	for i := range e.slots.states {

@@ -88,6 +88,8 @@ type serviceState struct {
 	spec   ServiceSpec
 	number uint32
 	live   service
+	// slots are those of the configured backends, by name.
+	slots map[string]uint32
 	// adopted says that live.Pool is a predecessor's: it can be the previous one, and no new flow can go by it.
 	adopted bool
 	// base is what the workers' counters of this service number stood at when it was given out; retired is what slots that
@@ -166,16 +168,11 @@ func (e *Engine) SetAdmit(service, backend string, a maglev.Admit) bool {
 	if s == nil {
 		return false
 	}
-	for i := range s.spec.Backends {
-		b := &s.spec.Backends[i]
-		if b.Name != backend {
-			continue
-		}
-		b.Admit = a
-		e.live.Admit[e.slots.byKey[slotKey{s.number, b.Address, b.Port}]].Store(uint32(a))
-		return true
+	slot, ok := s.slots[backend]
+	if ok {
+		e.live.Admit[slot].Store(uint32(a))
 	}
-	return false
+	return ok
 }
 
 // Addresses returns the addresses of all backends whose packets may have to be sent, leaving ones included.

@@ -1,6 +1,7 @@
 package forwarder
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -246,5 +247,83 @@ func TestFloodEvictsNoActiveFlow(t *testing.T) {
 		if s := r.word(f).State(); s != conntrack.Established {
 			t.Fatalf("flow %d: %v", i, s)
 		}
+	}
+}
+
+// A backend that is removed, and comes back under the same name with another address, is another backend: its old flows go on
+// at the old address, and end there, and new ones go to the new.
+func TestBackendReaddedWithAnotherAddress(t *testing.T) {
+	r := newTestRig(t, 4000)
+	r.apply(web(L2, 3))
+	at := r.openFlows(200)
+	r.apply(web(L2, 2))
+	r.advance(10 * time.Second)
+	for i, want := range at {
+		if got := r.target(client(i, "A").frame(t)); got != want {
+			t.Fatalf("removed: client %d was at %v, is at %v", i, want, got)
+		}
+	}
+	again := web(L2, 3)
+	again.Backends[2].Address = backend4(33)
+	r.apply(again)
+	for i, want := range at {
+		if got := r.target(client(i, "A").frame(t)); got != want {
+			t.Fatalf("there again: client %d was at %v, is at %v", i, want, got)
+		}
+	}
+	moved := 0
+	for i := 1000; i < 1300; i++ {
+		switch to := r.target(client(i, "S").frame(t)); to {
+		case backend4(3):
+			t.Fatalf("a new flow went to the old address")
+		case backend4(33):
+			moved++
+		}
+	}
+	if moved == 0 {
+		t.Error("no new flow went to the new address")
+	}
+	var old, now BackendStats
+	for _, b := range r.engine.Stats().Services[0].Backends {
+		if b.Name == "web-3" && b.Leaving {
+			old = b
+		} else if b.Name == "web-3" {
+			now = b
+		}
+	}
+	if int(old.Flows) != len(flowsAt(at, backend4(3))) || old.Admit != "draining" || now.Address != "10.1.0.33" {
+		t.Errorf("the old one %+v, the new one %+v", old, now)
+	}
+	// Once its flows have ended it is gone, and its slot is another's.
+	for _, i := range flowsAt(at, backend4(3)) {
+		r.target(client(i, "FA").frame(t))
+	}
+	r.advance(2 * time.Minute)
+	r.sweep()
+	r.sweep()
+	if n := len(r.engine.Stats().Services[0].Backends); n != 3 || r.engine.slots.states[old.Slot].phase != slotFree {
+		t.Errorf("%d backends, the old slot is %v", n, r.engine.slots.states[old.Slot].phase)
+	}
+}
+
+// Many backends: applying, health and status take time in proportion to them.
+func BenchmarkManyBackends(b *testing.B) {
+	for _, n := range []int{1000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			r := newTestRig(b, 1000)
+			s := ServiceSpec{Name: "web", VIP: vip4, Protocol: protoTCP, Ports: []PortRange{{80, 80}}, Mode: L2}
+			for i := range n {
+				s.Backends = append(s.Backends, BackendSpec{Name: fmt.Sprint("b", i), Address: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Weight: 100, Admit: all})
+			}
+			for b.Loop() {
+				if err := r.engine.Apply(Spec{Services: []ServiceSpec{s}}); err != nil {
+					b.Fatal(err)
+				}
+				for i := range n {
+					r.engine.SetAdmit("web", fmt.Sprint("b", i), all)
+				}
+				r.engine.Stats()
+			}
+		})
 	}
 }

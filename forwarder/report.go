@@ -31,15 +31,17 @@ func (e *Engine) Stats() Stats {
 			Heartbeat: w.heartbeat.Load(),
 		})
 	}
-	for _, s := range e.services {
-		st.Services = append(st.Services, e.serviceStats(s))
-	}
-	slices.SortFunc(st.Services, func(a, b ServiceStats) int { return strings.Compare(a.Name, b.Name) })
+	slots := make([][]uint32, len(e.numbers)) // in use, by number of the service
 	for i := range e.slots.states {
-		if p := e.slots.states[i].phase; p == slotActive || p == slotLeaving {
+		if s := &e.slots.states[i]; s.phase == slotActive || s.phase == slotLeaving {
+			slots[s.key.service] = append(slots[s.key.service], uint32(i))
 			st.Table.Flows += e.flows(uint32(i))
 		}
 	}
+	for _, s := range e.services {
+		st.Services = append(st.Services, e.serviceStats(s, slots[s.number]))
+	}
+	slices.SortFunc(st.Services, func(a, b ServiceStats) int { return strings.Compare(a.Name, b.Name) })
 	inserts := &all.inserts
 	st.Table.Words, st.Table.Bytes = uint64(e.words), uint64(e.words)*8
 	st.Table.Probation, st.Table.Established = e.census.States[conntrack.Probation], e.census.States[conntrack.Established]
@@ -95,7 +97,8 @@ func (e *Engine) VIPs() []netip.Addr {
 	return out
 }
 
-func (e *Engine) serviceStats(s *serviceState) ServiceStats {
+// serviceStats is one service with the given slots.
+func (e *Engine) serviceStats(s *serviceState, slots []uint32) ServiceStats {
 	out := ServiceStats{
 		Name: s.spec.Name, VIP: s.spec.VIP.String(), Protocol: protocolName(s.spec.Protocol), Ports: portsText(s.spec.Ports),
 		Forward: s.spec.Mode.String(), Scheduler: s.spec.Scheduler.String(), Dropped: e.sumService(s.number),
@@ -107,12 +110,9 @@ func (e *Engine) serviceStats(s *serviceState) ServiceStats {
 	}
 	sum := s.retired
 	targets := e.snapshot.Load().targets
-	for i := range e.slots.states {
+	for _, i := range slots {
 		st := &e.slots.states[i]
-		if st.key.service != s.number || st.phase != slotActive && st.phase != slotLeaving {
-			continue
-		}
-		c := e.sumSlot(uint32(i))
+		c := e.sumSlot(i)
 		c.sub(st.base)
 		sum.add(c)
 		hop := "ready"
@@ -120,10 +120,10 @@ func (e *Engine) serviceStats(s *serviceState) ServiceStats {
 			hop = p.String()
 		}
 		admit := maglev.Admit(e.live.Admit[i].Load())
-		flows := e.flows(uint32(i))
+		flows := e.flows(i)
 		out.Flows += flows
 		out.Backends = append(out.Backends, BackendStats{
-			Name: st.backend, Address: st.key.address.String(), Slot: uint32(i), Leaving: st.phase == slotLeaving,
+			Name: st.backend, Address: st.key.address.String(), Slot: i, Leaving: st.phase == slotLeaving,
 			Admit: admit.State().String(), Fraction: float64(admit.Fraction()) / maglev.All, Hop: hop,
 			Forwarded: Counts{c.packets, c.bytes}, NewFlows: c.newFlows, Flows: flows,
 			LongestIdle: ticksTime(st.swept.Oldest).Seconds(),

@@ -43,6 +43,7 @@ type slotState struct {
 // slotTable gives out slots and takes them back. All calls are made under Engine.mu.
 type slotTable struct {
 	states []slotState
+	free   []uint32           // slots of states that are free
 	byKey  map[slotKey]uint32 // active and leaving slots
 }
 
@@ -51,11 +52,11 @@ func (t *slotTable) take(k slotKey) (slot uint32, fresh, ok bool) {
 	if s, have := t.byKey[k]; have {
 		return s, false, true
 	}
-	for i := range t.states {
-		if t.states[i].phase == slotFree {
-			t.byKey[k] = uint32(i)
-			return uint32(i), true, true
-		}
+	if n := len(t.free); n > 0 {
+		s := t.free[n-1]
+		t.free = t.free[:n-1]
+		t.byKey[k] = s
+		return s, true, true
 	}
 	if len(t.states) >= conntrack.MaxSlots {
 		return 0, false, false
@@ -87,6 +88,7 @@ func (t *slotTable) swept(counts []conntrack.SlotCensus, acked uint64, began int
 		case slotQuarantined:
 			if s.generation <= acked {
 				*s = slotState{}
+				t.free = append(t.free, uint32(i))
 			}
 		case slotLeaving:
 			if began-s.since > previousTableNanos {

@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"text/tabwriter"
 	"time"
 
+	"github.com/sluice-lb/sluice/bench"
 	"github.com/sluice-lb/sluice/conntrack"
 )
 
@@ -23,6 +25,8 @@ type Options struct {
 	Scenarios []string
 	// Attack is how long each attack takes, of real time.
 	Attack time.Duration
+	// Timed says that what depends on the speed of the machine is measured too. It takes a machine with nothing else to do.
+	Timed bool
 	// Started, if not nil, is told of each scenario as it begins. It is called by several goroutines.
 	Started func(scenario string)
 }
@@ -35,7 +39,7 @@ const Most = 4_000_000
 
 // DefaultOptions are those of a full run: a million flows, attacks of 30 s.
 func DefaultOptions() Options {
-	return Options{Flows: 1_000_000, Seed: 1, Attack: attackSpan}
+	return Options{Flows: 1_000_000, Seed: 1, Attack: attackSpan, Timed: true}
 }
 
 // Info is what there is to simulate.
@@ -73,6 +77,7 @@ type Report struct {
 	loads   []loadRow
 	table   []tableRow
 	death   *deathRow
+	scaling *bench.Scaling
 	attacks []attackRow
 }
 
@@ -85,13 +90,14 @@ type fleetReport struct {
 // job is something to simulate. add puts what it found into the report; it is called in the order of the list.
 type job struct {
 	Info
-	run func(o Options) (add func(r *Report), err error)
+	timed bool // it runs with nothing else beside it; see Options.Timed
+	run   func(o Options) (add func(r *Report), err error)
 }
 
 func jobs() []job {
 	var list []job
 	for _, s := range fleetScenarios() {
-		list = append(list, job{Info{s.name, s.text}, func(o Options) (func(r *Report), error) {
+		list = append(list, job{Info: Info{s.name, s.text}, run: func(o Options) (func(r *Report), error) {
 			results, err := s.run(o.Flows, o.Seed)
 			return func(r *Report) {
 				r.fleets = append(r.fleets, fleetReport{s, results})
@@ -103,27 +109,27 @@ func jobs() []job {
 		}})
 	}
 	list = append(list,
-		job{Info{"balance", "shares of the lookup table, equal and weighted"}, func(o Options) (func(r *Report), error) {
+		job{Info: Info{"balance", "shares of the lookup table, equal and weighted"}, run: func(o Options) (func(r *Report), error) {
 			rows, verdicts, err := runBalance(o.Seed)
 			return func(r *Report) { r.balance, r.Verdicts = rows, append(r.Verdicts, verdicts...) }, err
 		}},
-		job{Info{"schedulers", "peak load of schedulers with flows of uneven length"}, func(o Options) (func(r *Report), error) {
+		job{Info: Info{"schedulers", "peak load of schedulers with flows of uneven length"}, run: func(o Options) (func(r *Report), error) {
 			rows, verdicts, err := runLoads(o.Flows, o.Seed)
 			return func(r *Report) { r.loads, r.Verdicts = rows, append(r.Verdicts, verdicts...) }, err
 		}},
 	)
 	for _, rate := range []int{300_000, 1_000_000} {
-		list = append(list, job{Info{rateName(rate), fmt.Sprintf("the flow table under %d new flows a second", rate)}, func(o Options) (func(r *Report), error) {
+		list = append(list, job{Info: Info{rateName(rate), fmt.Sprintf("the flow table under %d new flows a second", rate)}, run: func(o Options) (func(r *Report), error) {
 			row, err := runTableLoad(rate, o.Flows, o.Seed)
 			return func(r *Report) { r.table = append(r.table, row); r.judged(row.judge()) }, err
 		}})
 	}
-	list = append(list, job{Info{deathName, "the flow table when a node dies and all its flows come here"}, func(o Options) (func(r *Report), error) {
+	list = append(list, job{Info: Info{deathName, "the flow table when a node dies and all its flows come here"}, run: func(o Options) (func(r *Report), error) {
 		row, err := runDeath(o.Flows, o.Seed)
 		return func(r *Report) { r.death = &row; r.judged(row.judge()) }, err
 	}})
 	for _, a := range attacks {
-		list = append(list, job{Info{a.name, "a node is attacked with " + a.text}, func(o Options) (func(r *Report), error) {
+		list = append(list, job{Info: Info{a.name, "a node is attacked with " + a.text}, run: func(o Options) (func(r *Report), error) {
 			row, err := a.run(o.Flows, o.Seed, o.Attack)
 			return func(r *Report) {
 				r.attacks = append(r.attacks, row)
@@ -131,8 +137,23 @@ func jobs() []job {
 			}, err
 		}})
 	}
+	list = append(list, job{Info: Info{scalingName, "two workers share the flow table, beside one alone"}, timed: true, run: func(o Options) (func(r *Report), error) {
+		s, err := bench.MeasureScaling(o.Flows, 2, scalingSpan)
+		return func(r *Report) {
+			r.scaling = &s
+			r.Verdicts = append(r.Verdicts, Verdict{Scenario: scalingName, Promise: "packets a second of two workers over those of one",
+				Measured: fmt.Sprintf("%.2f", s.Ratio), Bound: fmt.Sprintf(">= %.1f", leastScaling), OK: s.Ratio >= leastScaling})
+		}, err
+	}})
 	return list
 }
+
+// What two workers are to do together, over what one does alone, and how long that is measured.
+const (
+	scalingName  = "two-workers"
+	leastScaling = 1.8
+	scalingSpan  = 10 * time.Second
+)
 
 func (r *Report) judged(result Result, v Verdict) {
 	r.Results, r.Verdicts = append(r.Results, result), append(r.Verdicts, v)
@@ -160,26 +181,39 @@ func Run(o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !o.Timed {
+		list = slices.DeleteFunc(list, func(j job) bool { return j.timed })
+	}
 	adds, errs := make([]func(*Report), len(list)), make([]error, len(list))
+	run := func(i int) {
+		if o.Started != nil {
+			o.Started(list[i].Name)
+		}
+		if adds[i], errs[i] = list[i].run(o); errs[i] != nil {
+			errs[i] = fmt.Errorf("scenario %s: %w", list[i].Name, errs[i])
+		}
+	}
 	next := make(chan int)
 	var wait sync.WaitGroup
 	for range min(2, runtime.GOMAXPROCS(0)) {
 		wait.Go(func() {
 			for i := range next {
-				if o.Started != nil {
-					o.Started(list[i].Name)
-				}
-				if adds[i], errs[i] = list[i].run(o); errs[i] != nil {
-					errs[i] = fmt.Errorf("scenario %s: %w", list[i].Name, errs[i])
-				}
+				run(i)
 			}
 		})
 	}
 	for i := range list {
-		next <- i
+		if !list[i].timed {
+			next <- i
+		}
 	}
 	close(next)
 	wait.Wait()
+	for i := range list {
+		if list[i].timed {
+			run(i)
+		}
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -316,6 +350,9 @@ func (r *Report) printTable(w io.Writer) {
 				sharing(t.lost, t.long+t.late), sharing(t.young, t.late))
 		}
 		fmt.Fprintln(w)
+	}
+	if s := r.scaling; s != nil {
+		fmt.Fprintf(w, "Look-ups of %d flows: one worker %.1f Mpps, two %.1f Mpps\n\n", s.Flows, s.One, s.All)
 	}
 	d := r.death
 	if d == nil {

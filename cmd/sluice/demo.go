@@ -278,9 +278,47 @@ func (d *demo) story(ctx context.Context) error {
 	_, others = d.load.broken(victim.name)
 	d.check(s.failed == 0 && others == 0, "the reload broke nothing: %d requests, %d failed, %d long-lived connections broke", s.requests, s.failed, others)
 
+	if err := d.drain(ctx, d.rig.backends[2], victim.name); err != nil {
+		return err
+	}
 	stopLoad()
 	d.load.wait()
 	return d.checkEnd()
+}
+
+// drain takes a backend out by hand, and gives it new flows again. victim is where long-lived connections have broken before.
+func (d *demo) drain(ctx context.Context, b *rigBackend, victim string) error {
+	client := control.NewClient(d.node.socket)
+	defer client.Close()
+	services := []string{"web4", "web6"}
+	for _, service := range services {
+		if _, err := client.Drain(ctx, service, b.name, 0); err != nil {
+			return err
+		}
+	}
+	d.view.say("sluice drain web4/%[1]s, web6/%[1]s: no new connections, the ones it has go on", b.name)
+	time.Sleep(20 * time.Millisecond) // requests that were under way
+	drained := d.load.window()
+	if err := pause(ctx, 3*time.Second); err != nil {
+		return err
+	}
+	s := drained.end()
+	_, others := d.load.broken(victim)
+	d.check(s.requests > 100 && s.failed == 0 && s.by[b.name] == 0 && others == 0,
+		"%s drains: of %d requests %d went to it and %d failed; %d long-lived connections broke", b.name, s.requests, s.by[b.name], s.failed, others)
+	for _, service := range services {
+		if _, err := client.Undrain(ctx, service, b.name); err != nil {
+			return err
+		}
+	}
+	d.view.say("sluice undrain")
+	back := d.load.window()
+	if err := pause(ctx, time.Second); err != nil {
+		return err
+	}
+	s = back.end()
+	d.check(s.failed == 0 && s.by[b.name] > 0, "undrained, it answers again: %d of %d requests", s.by[b.name], s.requests)
+	return nil
 }
 
 // checkEnd looks at the books, with no more traffic.

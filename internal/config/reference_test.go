@@ -175,18 +175,22 @@ A flow that has a word in the flow table stays on its backend, whatever changes 
 
 - **weights** are for new flows: 100, 100 and 50 give two fifths, two fifths and one. Another weight, and a backend more or
   less, change the service's lookup table. For 60 s after that, packets without a word that may belong to an older flow (of UDP
-  all, of TCP all but SYNs) still go by the table of before, if the backend that it names takes traffic.
+  all, of TCP all but SYNs) still go by the table of before, after several changes by the one that was in force a minute ago, if
+  the backend that it names takes traffic.
 - **Draining** is to take no new flow and finish those that are there. There are three ways: ` + "`weight: 0`" + `; removal from the file;
   and ` + "`sluice drain SERVICE/BACKEND`" + `, which needs no change of the file, and with a timeout ends the flows that are left then
   (TCP flows get a RST, UDP flows another backend). ` + "`sluice status`" + ` shows how many are left; a removed backend is shown as leaving
   until its last flow is gone. It is no longer probed.
 - **Another address** makes another backend, even under the same name: the flows of the old one finish at the old address.
 - **` + "`on_down`" + `** is for backends that health finds down, drained ones too. It says what becomes of their flows; new ones go elsewhere
-  in any case. It does not apply while health is ignored for the service, nor to backends that were removed.
+  in any case. It does not apply while health is ignored for the service, nor to backends that were removed while they were up.
 - **Lifetimes** count from the last packet of the client that this node has seen; replies do not count. A flow whose word has
   expired goes on by its hash with its next packet: to the same backend, unless the backends have changed, or the flow had gone
   elsewhere than its hash says, as is usual with ` + "`wrr`, `least-conn` and `p2c`" + `.
-- **Without a flow table** there is nothing to finish: a backend's packets go elsewhere as soon as it takes no new flows.
+- **Without a flow table** there is nothing to finish: a backend's datagrams go elsewhere as soon as it takes no new flows, and TCP
+  packets other than SYNs go to it as long as the lookup table names it and it is not down.
+
+[flows.md](flows.md) tells more: what schedulers promise, what happens when the flow table is full, what can still break a flow.
 `)
 	return b.Bytes()
 }
