@@ -25,7 +25,7 @@
 //     a worker cannot know, which is what changed in the last millisecond. Nodes do not agree, and each goes by its own
 //     flows.
 //   - P2C: nearly as even as LeastConn. Nodes do not agree, but what another node would choose by the hash is one of the
-//     two candidates, so about half of the flows are where another node sends their packets.
+//     two candidates: two of three flows are where another node sends their packets.
 //
 // Where nodes do not agree, a flow depends on its word: it breaks when the word is lost or the flow comes to another node,
 // unless the hash happens to give the same backend.

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"strconv"
 	"strings"
@@ -48,9 +47,7 @@ Nanoseconds are this machine's, now, and do not carry over.`,
 				return err
 			}
 			if asJSON {
-				e := json.NewEncoder(c.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(results)
+				return printJSON(c.OutOrStdout(), results)
 			}
 			w := tabwriter.NewWriter(c.OutOrStdout(), 0, 0, 2, ' ', tabwriter.AlignRight)
 			fmt.Fprint(w, "MODE\tFLOWS\tNS/PACKET\tMPPS\tALLOCS/PACKET\t\n")
@@ -91,9 +88,7 @@ root, no network. One worker and all of them take turns; give it as many cores t
 				return err
 			}
 			if asJSON {
-				e := json.NewEncoder(c.OutOrStdout())
-				e.SetIndent("", "  ")
-				return e.Encode(s)
+				return printJSON(c.OutOrStdout(), s)
 			}
 			fmt.Fprintf(c.OutOrStdout(), "%d flows: one worker %.2f Mpps, %d workers %.2f Mpps: %.2f times as much (%.2f to %.2f in %d rounds)\n",
 				s.Flows, s.One, s.Workers, s.All, s.Ratio, s.Each[0], s.Each[len(s.Each)-1], len(s.Each))

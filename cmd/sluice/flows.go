@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
@@ -57,9 +56,7 @@ or a /64 of IPv6. The table itself holds no addresses, so this is a count on the
 			case err != nil:
 				return err
 			case asJSON:
-				e := json.NewEncoder(out)
-				e.SetIndent("", "  ")
-				return e.Encode(answer)
+				return printJSON(out, answer)
 			}
 			return table()
 		}

@@ -5,7 +5,9 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"time"
@@ -45,6 +47,13 @@ func command() *cobra.Command {
 	root.AddCommand(runCommand(), checkCommand(), reloadCommand(), statusCommand(), flowsCommand(), drainCommand(),
 		undrainCommand(), demoCommand(), simCommand(), benchCommand(), cli.VersionCommand("sluice", version))
 	return root
+}
+
+// printJSON prints v for machines, and for people who look at what machines get.
+func printJSON(out io.Writer, v any) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
 }
 
 // socketFlag adds --socket to a command that speaks to the daemon.

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -77,9 +76,7 @@ func statusCommand() *cobra.Command {
 			return err
 		}
 		if asJSON {
-			e := json.NewEncoder(c.OutOrStdout())
-			e.SetIndent("", "  ")
-			return e.Encode(s)
+			return printJSON(c.OutOrStdout(), s)
 		}
 		return printStatus(c.OutOrStdout(), s)
 	}

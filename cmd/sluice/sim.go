@@ -3,7 +3,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"text/tabwriter"
 
@@ -49,9 +48,7 @@ The exit status is 1 if a promise does not hold. A full run takes some minutes o
 				return err
 			}
 			if asJSON {
-				e := json.NewEncoder(out)
-				e.SetIndent("", "  ")
-				err = e.Encode(report.Results)
+				err = printJSON(out, report.Results)
 			} else {
 				err = report.Print(out)
 			}
