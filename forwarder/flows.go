@@ -124,8 +124,11 @@ func (e *Engine) Flow(source, destination netip.AddrPort, protocol uint8) (Flow,
 	snap, now := e.snapshot.Load(), e.clock()
 	src, dst := packet.FromNetip(source.Addr()), packet.FromNetip(destination.Addr())
 	number, reason := snap.vips.find(dst, protocol, destination.Port())
-	if reason != packet.None {
-		return Flow{}, fmt.Errorf("%s %s: %s", protocolName(protocol), destination, reason.Sentence())
+	switch reason {
+	case packet.NotVIP:
+		return Flow{}, fmt.Errorf("%s is not the VIP of a service", destination.Addr())
+	case packet.NoService:
+		return Flow{}, fmt.Errorf("no service of the VIP %s takes %s port %d", destination.Addr(), protocolName(protocol), destination.Port())
 	}
 	if source.Addr().Unmap().Is4() != destination.Addr().Unmap().Is4() {
 		return Flow{}, fmt.Errorf("source %s and destination %s are of two families", source, destination)

@@ -69,7 +69,10 @@ const (
 const ClampAuto = -1
 
 // PortRange is an inclusive range of ports, host order.
-type PortRange struct{ First, Last uint16 }
+type PortRange struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
 
 // Spec is what an engine shall forward: all services, whole.
 type Spec struct {

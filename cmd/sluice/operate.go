@@ -136,7 +136,11 @@ func printStatus(out io.Writer, s control.Status) error {
 			if b.Leaving {
 				weight = "-"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", b.Name, b.Address, weight, takes, health, b.Hop, b.Forwarded.Packets, b.Forwarded.Bytes, b.NewFlows, b.Flows, seconds(b.LongestIdle))
+			idle := "-"
+			if b.Flows > 0 {
+				idle = seconds(b.LongestIdle)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", b.Name, b.Address, weight, takes, health, b.Hop, b.Forwarded.Packets, b.Forwarded.Bytes, b.NewFlows, b.Flows, idle)
 		}
 		printDropped(w, v.Dropped)
 	}
