@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sluice-lb/sluice/conntrack"
@@ -182,17 +183,21 @@ const (
 func (e *Engine) FlowLine(hash uint64) uint64 { return hash % uint64(e.table.Lines()) }
 
 // TopSources returns the sources that have opened most flows with a word in the last minutes: each minute, all counts are
-// halved. Of IPv6 sources it is the /64 that counts. Workers are asked one after the other, between two of their batches.
+// halved. Of IPv6 sources it is the /64 that counts. Each worker is asked between two of its batches.
 func (e *Engine) TopSources() (sources []guard.Count, total uint64) {
 	e.mu.Lock()
 	workers := slices.Clone(e.workers)
 	e.mu.Unlock()
-	lists := make([][]guard.Count, len(workers))
+	lists, totals := make([][]guard.Count, len(workers)), make([]uint64, len(workers))
+	var asked sync.WaitGroup
 	for i, w := range workers {
-		w.Do(func() {
-			lists[i] = w.top.AppendTo(nil)
-			total += w.top.Total()
+		asked.Go(func() { // an idle one answers when it wakes up
+			w.Do(func() { lists[i], totals[i] = w.top.AppendTo(nil), w.top.Total() })
 		})
+	}
+	asked.Wait()
+	for _, n := range totals {
+		total += n
 	}
 	return guard.Merge(lists...), total
 }

@@ -422,6 +422,17 @@ func TestRefusedReload(t *testing.T) {
 	if err := node.daemon.WaitOutput(5*time.Second, "configuration reloaded"); err != nil {
 		t.Fatal(err)
 	}
+	// What cannot change while the daemon runs is taken, with a note.
+	larger := strings.Replace(string(data), "flows: 64k", "flows: 128k", 1)
+	if err := os.WriteFile(node.config, []byte(larger), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out := s.sluice(node, "reload"); !strings.Contains(out, "note: flows: the change takes effect at the next start") {
+		t.Errorf("sluice reload with another size of the flow table: %s", out)
+	}
+	if bytes := s.status(node).Traffic.Table.Bytes; bytes != 1<<20 || !strings.Contains(node.daemon.Output(), "bytes=1048576") {
+		t.Errorf("the flow table has %d bytes", bytes)
+	}
 	s.down()
 }
 
