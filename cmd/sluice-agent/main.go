@@ -59,6 +59,13 @@ SYN-ACKs from the VIPs that leave by the interfaces offer an MSS no larger than 
 still fit with a node's header around them: auto is the smallest MTU of the interfaces less 88 over IPv4, less 108 over
 IPv6 (1412 and 1392 at an MTU of 1500), and follows it; off is for networks with larger packets between node and backend.
 
+With --cookie-seed, a copy of the file that group.seed_file of the nodes names, the host takes over connections that nodes
+began by SYN cookies: the client's first segment that carries a valid one makes the connection, as if the host had made the
+handshake itself. This needs Linux 6.9 and CAP_PERFMON, clocks that differ by less than 30 seconds (NTP), and a listener
+that is not MPTCP, as those of Go programs are by default (GODEBUG=multipathtcp=0, or sysctl net.mptcp.enabled=0). If sysctl
+net.ipv4.tcp_syncookies is 0 it is set to 1; tcp_timestamps, tcp_sack and tcp_window_scaling have to be 1. A firewall on
+the host must not drop what conntrack calls invalid (sysctl net.netfilter.nf_conntrack_tcp_loose=1, the default).
+
 The VIPs are put on the loopback device (one that is there already stays, also at the end). For IPv4 VIPs ARP is kept
 quiet (arp_ignore=1, arp_announce=2, on "all" and the interfaces), and where rp_filter is strict it is made loose on
 the interfaces.
@@ -67,11 +74,11 @@ What is changed is recorded in the state directory. If the agent is killed, the 
 agent takes over and restores at its end what was there before the first. One agent runs in a network namespace; give
 it all interfaces.
 
-Needs Linux 6.6, CAP_BPF and CAP_NET_ADMIN; CAP_SYS_ADMIN to take over from a killed agent.`
+Needs Linux 6.6 (6.9 for SYN cookies), CAP_BPF and CAP_NET_ADMIN; CAP_SYS_ADMIN to take over from a killed agent.`
 
 func runCommand() *cobra.Command {
 	var vips, interfaces, addresses, sources []string
-	var stateDir, clampMSS string
+	var stateDir, clampMSS, cookieSeed string
 	var guePort uint16
 	var newLog func() (*slog.Logger, error)
 	c := &cobra.Command{
@@ -86,7 +93,7 @@ func runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cfg := agent.Config{Interfaces: interfaces, GUEPort: guePort, StateDir: stateDir, Log: log}
+			cfg := agent.Config{Interfaces: interfaces, GUEPort: guePort, CookieSeed: cookieSeed, StateDir: stateDir, Log: log}
 			var errs [4]error
 			cfg.VIPs, errs[0] = parse("--vip", vips, netip.ParseAddr)
 			cfg.Addresses, errs[1] = parse("--address", addresses, netip.ParseAddr)
@@ -115,6 +122,7 @@ func runCommand() *cobra.Command {
 	f.StringSliceVar(&sources, "source", nil, "address or prefix that nodes send from; others are dropped (repeatable; default any)")
 	f.Uint16Var(&guePort, "gue-port", agent.DefaultGUEPort, "UDP port that nodes send GUE to; 0 takes none")
 	f.StringVar(&clampMSS, "clamp-mss", "auto", "largest MSS in SYN-ACKs from the VIPs: auto, off, or bytes")
+	f.StringVar(&cookieSeed, "cookie-seed", "", "copy of the nodes' seed file, to take over connections that they began by SYN cookies (default: none are)")
 	stateDirFlag(c, &stateDir)
 	newLog = cli.LogFlags(c)
 	for _, name := range []string{"vip", "interface"} {
@@ -174,14 +182,16 @@ func printStatus(out io.Writer, st agent.Status) error {
 	}
 	fmt.Fprintf(w, "GUE\t%s\n", gue)
 	fmt.Fprintf(w, "largest MSS\t%s\n", clamp)
+	fmt.Fprintf(w, "SYN cookies\t%s\n", map[bool]string{false: "off", true: "accepted"}[st.Cookies])
 	for _, s := range st.Sysctls {
 		fmt.Fprintf(w, "sysctl\t%s\n", s)
 	}
 	p := st.Packets
-	for _, row := range []struct {
+	type row struct {
 		name string
 		n    uint64
-	}{
+	}
+	rows := []row{
 		{"decapsulated IPv4", p.DecapsulatedIPv4},
 		{"decapsulated IPv6", p.DecapsulatedIPv6},
 		{"left alone: not to a VIP", p.NotVIP},
@@ -192,7 +202,18 @@ func printStatus(out io.Writer, st agent.Status) error {
 		{"dropped: ECN (RFC 6040)", p.ECN},
 		{"dropped: refused by the kernel", p.Failed},
 		{"SYN-ACKs with a lowered MSS", p.Clamped},
-	} {
+	}
+	if st.Cookies {
+		rows = append(rows, []row{
+			{"SYN cookies: accepted", p.CookieAccepted},
+			{"SYN cookies: invalid, or none", p.CookieBad},
+			{"SYN cookies: ended TIME_WAIT first", p.CookieTimeWait},
+			{"SYN cookies: refused (MPTCP listener?)", p.CookieRefused},
+			{"SYN cookies: no memory", p.CookieNoMemory},
+			{"SYN cookies: other error", p.CookieFailed},
+		}...)
+	}
+	for _, row := range rows {
 		fmt.Fprintf(w, "%s\t%d\n", row.name, row.n)
 	}
 	return w.Flush()

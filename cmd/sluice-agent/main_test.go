@@ -15,8 +15,9 @@ func TestPrintStatus(t *testing.T) {
 	st := agent.Status{
 		Running: true, PID: 42, VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")},
 		Interfaces: []string{"eth0", "eth1"}, Sysctls: []string{"net/ipv4/conf/all/arp_ignore=1 (was 0)"},
-		GUEPort: 6080, ClampMSS: agent.MSS{IPv4: 1412, IPv6: 1392},
-		Packets: agent.Counters{DecapsulatedIPv4: 1, DecapsulatedIPv6: 2, NotVIP: 3, Fragment: 4, Malformed: 5, Source: 6, ECN: 7, Failed: 8, Merged: 9, Clamped: 10},
+		Cookies: true, GUEPort: 6080, ClampMSS: agent.MSS{IPv4: 1412, IPv6: 1392},
+		Packets: agent.Counters{DecapsulatedIPv4: 1, DecapsulatedIPv6: 2, NotVIP: 3, Fragment: 4, Malformed: 5, Source: 6, ECN: 7, Failed: 8, Merged: 9, Clamped: 10,
+			CookieAccepted: 11, CookieBad: 12, CookieTimeWait: 13, CookieRefused: 14, CookieNoMemory: 15, CookieFailed: 16},
 	}
 	want := `agent                          running (pid 42)
 interfaces                     eth0, eth1
@@ -24,6 +25,7 @@ VIP                            192.0.2.10
 VIP                            2001:db8::10
 GUE                            UDP port 6080
 largest MSS                    1412 (IPv4), 1392 (IPv6)
+SYN cookies                    accepted
 sysctl                         net/ipv4/conf/all/arp_ignore=1 (was 0)
 decapsulated IPv4              1
 decapsulated IPv6              2
@@ -35,6 +37,12 @@ dropped: source not allowed    6
 dropped: ECN (RFC 6040)        7
 dropped: refused by the kernel 8
 SYN-ACKs with a lowered MSS    10
+SYN cookies: accepted          11
+SYN cookies: invalid, or none  12
+SYN cookies: ended TIME_WAIT first 13
+SYN cookies: refused (MPTCP listener?) 14
+SYN cookies: no memory         15
+SYN cookies: other error       16
 `
 	var out bytes.Buffer
 	if err := printStatus(&out, st); err != nil {
@@ -50,10 +58,10 @@ SYN-ACKs with a lowered MSS    10
 		}
 	}
 
-	st.Running, st.GUEPort, st.ClampMSS = false, 0, agent.MSS{}
+	st.Running, st.GUEPort, st.ClampMSS, st.Cookies = false, 0, agent.MSS{}, false
 	out.Reset()
 	if err := printStatus(&out, st); err != nil || !strings.Contains(out.String(), "killed (pid 42)") ||
-		strings.Count(out.String(), " off\n") != 2 {
+		strings.Count(out.String(), " off\n") != 3 || strings.Contains(out.String(), "SYN cookies:") {
 		t.Errorf("of a killed agent: %v\n%s", err, out.String())
 	}
 }

@@ -3,16 +3,18 @@
 // Package agent is what runs on a backend behind Sluice: it takes off the IP-in-IP or GUE headers that nodes put around
 // clients' packets, and makes the host fit to answer for a VIP that it does not own alone (direct server return).
 //
-// Four things are changed on the host, by [Run], and all four are undone when it returns:
+// Five things are changed on the host, by [Run], and all are undone when it returns:
 //
 //   - A BPF program at the tc ingress (tcx) of each interface, in bpf/decap.h. It comes first there, so that whatever
 //     else looks at packets (other tcx programs, nftables, sockets) sees them as the clients sent them.
 //   - A BPF program at the tc egress of each interface, in bpf/clamp.h, unless clamping is off. It lowers the MSS that
 //     SYN-ACKs from the VIPs offer, so that a client's full segment still fits the network behind the node with the
 //     node's header around it. It comes first there too. Answers that leave by another interface are not seen.
+//   - With a seed of SYN cookies that program also makes connections of the cookies that nodes answered SYNs with (bpf/accept.h).
+//     The kernel does so only with tcp_syncookies, a sysctl that is set to 1 where it is 0.
 //   - The VIPs are addresses of the loopback device, so that the kernel takes packets to them as its own. IPv4 VIPs have
 //     scope host and IPv6 VIPs are deprecated: neither is chosen as the source of the host's own connections.
-//   - Sysctls, for IPv4 VIPs only. arp_ignore = 1 and arp_announce = 2, on `all` and on the interfaces: otherwise the
+//   - More sysctls, for IPv4 VIPs only. arp_ignore = 1 and arp_announce = 2, on `all` and on the interfaces: otherwise the
 //     host would answer ARP for the VIP, or tell its neighbours about it, and draw traffic past the node. rp_filter = 2
 //     (loose) on the interfaces, only where the strict filter is on: it drops packets of clients that the host would
 //     reach through another interface. A setting that is good already is left as it is.
@@ -67,6 +69,9 @@ type Config struct {
 	// ClampAuto: the smallest MTU of Interfaces less 48 (outer IPv6 and UDP headers, the most that nodes add) and less 40
 	// over IPv4 or 60 over IPv6, followed as the MTU changes, but at least 536.
 	ClampMSS int
+	// CookieSeed is the path of a copy of the nodes' seed file (group.seed_file). With it the host takes over connections that
+	// nodes began by SYN cookies; needs Linux 6.9. Empty: it does not.
+	CookieSeed string
 	// StateDir holds what was changed. Empty: DefaultStateDir.
 	StateDir string
 	// Log takes what the operator should know. It must not be nil.
@@ -162,7 +167,10 @@ func Run(ctx context.Context, cfg Config, ready func()) (err error) {
 	}
 
 	// First what can fail without having changed anything.
-	p, err := loadPrograms(cfg.VIPs, cfg.Sources)
+	if err := h.readCookieSeed(cfg.CookieSeed); err != nil {
+		return err
+	}
+	p, err := loadPrograms(cfg.VIPs, cfg.Sources, h.secret)
 	if err != nil {
 		return err
 	}
@@ -206,7 +214,7 @@ func Run(ctx context.Context, cfg Config, ready func()) (err error) {
 		return err
 	}
 	log.Info("taking packets", "vips", cfg.VIPs, "interfaces", cfg.Interfaces, "addresses", local,
-		"sources", cfg.Sources, "gue_port", cfg.GUEPort, "clamp_mss", p.parameters.MSS, "vips_added", h.state.Added, "sysctls_set", h.state.Settings)
+		"sources", cfg.Sources, "gue_port", cfg.GUEPort, "clamp_mss", p.parameters.MSS, "cookies", h.secret != nil, "vips_added", h.state.Added, "sysctls_set", h.state.Settings)
 	if len(local) == 0 {
 		log.Warn("the interfaces have no address yet: encapsulated packets are taken as soon as one has")
 	}
@@ -244,6 +252,9 @@ func (h *host) keep(ctx context.Context, p *programs, cfg Config, local []netip.
 		}
 		if err == nil {
 			err = h.checkMerging(cfg.GUEPort)
+		}
+		if err == nil {
+			err = h.followCookies(p)
 		}
 		switch {
 		case err == nil:

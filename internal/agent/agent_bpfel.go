@@ -18,6 +18,16 @@ type agentAddress struct {
 	Word [4]uint32
 }
 
+type agentCookieSettings struct {
+	_      structs.HostLayout
+	Secret struct {
+		_    structs.HostLayout
+		Ipv4 [2]uint64
+		Ipv6 [2]uint64
+	}
+	Clock int64
+}
+
 type agentCounters struct {
 	_                structs.HostLayout
 	DecapsulatedIpv4 uint64
@@ -30,6 +40,12 @@ type agentCounters struct {
 	Ecn              uint64
 	Failed           uint64
 	Clamped          uint64
+	CookieAccepted   uint64
+	CookieBad        uint64
+	CookieTimeWait   uint64
+	CookieRefused    uint64
+	CookieNoMemory   uint64
+	CookieFailed     uint64
 }
 
 type agentParameters struct {
@@ -49,13 +65,15 @@ type agentPrefix struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	agentMapAddresses    = "addresses"
-	agentMapCounts       = "counts"
-	agentMapSettings     = "settings"
-	agentMapSources      = "sources"
-	agentMapVips         = "vips"
-	agentProgSluiceClamp = "sluice_clamp"
-	agentProgSluiceDecap = "sluice_decap"
+	agentMapAddresses     = "addresses"
+	agentMapCookies       = "cookies"
+	agentMapCounts        = "counts"
+	agentMapSettings      = "settings"
+	agentMapSources       = "sources"
+	agentMapVips          = "vips"
+	agentProgSluiceClamp  = "sluice_clamp"
+	agentProgSluiceDecap  = "sluice_decap"
+	agentVarAcceptCookies = "accept_cookies"
 )
 
 // loadAgent returns the embedded CollectionSpec for agent.
@@ -109,6 +127,7 @@ type agentProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type agentMapSpecs struct {
 	Addresses *ebpf.MapSpec `ebpf:"addresses"`
+	Cookies   *ebpf.MapSpec `ebpf:"cookies"`
 	Counts    *ebpf.MapSpec `ebpf:"counts"`
 	Settings  *ebpf.MapSpec `ebpf:"settings"`
 	Sources   *ebpf.MapSpec `ebpf:"sources"`
@@ -119,6 +138,7 @@ type agentMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type agentVariableSpecs struct {
+	AcceptCookies *ebpf.VariableSpec `ebpf:"accept_cookies"`
 }
 
 // agentObjects contains all objects after they have been loaded into the kernel.
@@ -142,6 +162,7 @@ func (o *agentObjects) Close() error {
 // It can be passed to loadAgentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type agentMaps struct {
 	Addresses *ebpf.Map `ebpf:"addresses"`
+	Cookies   *ebpf.Map `ebpf:"cookies"`
 	Counts    *ebpf.Map `ebpf:"counts"`
 	Settings  *ebpf.Map `ebpf:"settings"`
 	Sources   *ebpf.Map `ebpf:"sources"`
@@ -151,6 +172,7 @@ type agentMaps struct {
 func (m *agentMaps) Close() error {
 	return _AgentClose(
 		m.Addresses,
+		m.Cookies,
 		m.Counts,
 		m.Settings,
 		m.Sources,
@@ -162,6 +184,7 @@ func (m *agentMaps) Close() error {
 //
 // It can be passed to loadAgentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type agentVariables struct {
+	AcceptCookies *ebpf.Variable `ebpf:"accept_cookies"`
 }
 
 // agentPrograms contains all programs after they have been loaded into the kernel.

@@ -27,8 +27,14 @@ const (
 // load loads the programs for the test's VIPs and addresses, GUE on its port, and an MTU of 1500.
 func load(t testing.TB, sources ...netip.Prefix) *programs {
 	t.Helper()
+	return loadWith(t, nil, sources...)
+}
+
+// loadWith is load with a secret of SYN cookies.
+func loadWith(t testing.TB, secret *[32]byte, sources ...netip.Prefix) *programs {
+	t.Helper()
 	testenv.RequireRoot(t)
-	d, err := loadPrograms([]netip.Addr{vip4, vip6}, sources)
+	d, err := loadPrograms([]netip.Addr{vip4, vip6}, sources, secret)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +80,8 @@ func minus(a, b Counters) Counters {
 		a.DecapsulatedIPv4 - b.DecapsulatedIPv4, a.DecapsulatedIPv6 - b.DecapsulatedIPv6, a.NotVIP - b.NotVIP,
 		a.Fragment - b.Fragment, a.Malformed - b.Malformed, a.Merged - b.Merged, a.Source - b.Source, a.ECN - b.ECN,
 		a.Failed - b.Failed, a.Clamped - b.Clamped,
+		a.CookieAccepted - b.CookieAccepted, a.CookieBad - b.CookieBad, a.CookieTimeWait - b.CookieTimeWait,
+		a.CookieRefused - b.CookieRefused, a.CookieNoMemory - b.CookieNoMemory, a.CookieFailed - b.CookieFailed,
 	}
 }
 
@@ -367,9 +375,16 @@ func FuzzDecap(f *testing.F) {
 	})
 }
 
-// TestRandomChanges is the same property over good packets with a few bytes changed.
+// TestRandomChanges is the same property over good packets with a few bytes changed. With a secret too: nobody listens, and
+// what looks for cookies then changes nothing.
 func TestRandomChanges(t *testing.T) {
-	d := load(t)
+	for _, secret := range []*[32]byte{nil, new([32]byte)} {
+		testRandomChanges(t, loadWith(t, secret))
+	}
+}
+
+func testRandomChanges(t *testing.T, d *programs) {
+	t.Helper()
 	r := rand.New(rand.NewPCG(1, 2))
 	var sum Counters
 	for range 5000 {

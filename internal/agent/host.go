@@ -30,6 +30,8 @@ type host struct {
 	links []hostLink
 	vips  []netip.Addr
 	state state
+
+	secret *[32]byte // of SYN cookies; nil: none are accepted
 }
 
 // plan is what apply will do: the state to reach, and what of the present state no longer belongs to it.
@@ -161,7 +163,7 @@ func (h *host) plan() (plan, error) {
 		}
 	}
 
-	p.next.Settings, p.staleSettings, err = planSettings(h.links, anyIPv4(h.vips), h.state.Settings)
+	p.next.Settings, p.staleSettings, err = planSettings(h.links, anyIPv4(h.vips), h.secret != nil, h.state.Settings)
 	return p, err
 }
 

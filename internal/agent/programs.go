@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -26,6 +27,14 @@ type Counters struct {
 	ECN              uint64 `json:"ecn"`               // RFC 6040 says to drop it: dropped
 	Failed           uint64 `json:"failed"`            // the kernel refused to take the headers off: dropped
 	Clamped          uint64 `json:"clamped"`           // SYN-ACKs sent from a VIP whose MSS was lowered
+
+	// Of SYN cookies, in segments. Those that are not accepted are left alone, and the kernel resets the connection.
+	CookieAccepted uint64 `json:"cookie_accepted"`  // connections made of a valid cookie
+	CookieBad      uint64 `json:"cookie_bad"`       // segments without a valid cookie that met a listener
+	CookieTimeWait uint64 `json:"cookie_time_wait"` // valid cookies that met, and ended, an older connection in TIME_WAIT
+	CookieRefused  uint64 `json:"cookie_refused"`   // valid, refused by the kernel (EINVAL): the listener is MPTCP, or a sysctl
+	CookieNoMemory uint64 `json:"cookie_no_memory"` // valid, and the kernel had no memory (ENOMEM)
+	CookieFailed   uint64 `json:"cookie_failed"`    // valid, and the kernel had another error
 }
 
 // LogValue makes a group of the counters.
@@ -34,7 +43,10 @@ func (c Counters) LogValue() slog.Value {
 		slog.Uint64("decapsulated_ipv4", c.DecapsulatedIPv4), slog.Uint64("decapsulated_ipv6", c.DecapsulatedIPv6),
 		slog.Uint64("not_vip", c.NotVIP), slog.Uint64("fragment", c.Fragment), slog.Uint64("malformed", c.Malformed),
 		slog.Uint64("merged", c.Merged), slog.Uint64("source", c.Source), slog.Uint64("ecn", c.ECN),
-		slog.Uint64("failed", c.Failed), slog.Uint64("clamped", c.Clamped))
+		slog.Uint64("failed", c.Failed), slog.Uint64("clamped", c.Clamped),
+		slog.Uint64("cookie_accepted", c.CookieAccepted), slog.Uint64("cookie_bad", c.CookieBad),
+		slog.Uint64("cookie_time_wait", c.CookieTimeWait), slog.Uint64("cookie_refused", c.CookieRefused),
+		slog.Uint64("cookie_no_memory", c.CookieNoMemory), slog.Uint64("cookie_failed", c.CookieFailed))
 }
 
 // programs are the two loaded programs and their maps. Attached or not is the host's business.
@@ -44,6 +56,7 @@ type programs struct {
 	clamp      ebpf.ProgramID
 	addresses  map[netip.Addr]bool // in the map now
 	parameters parameters          // in the map now
+	clock      time.Duration       // in the map of cookies now; 0: none
 }
 
 // parameters is struct parameters of bpf/common.h: what may change while the programs run. 0: off.
@@ -58,8 +71,9 @@ type sourceKey struct {
 	Address [16]byte
 }
 
-// loadPrograms loads the programs for VIPs and sources that stay as they are. No sources: any.
-func loadPrograms(vips []netip.Addr, sources []netip.Prefix) (*programs, error) {
+// loadPrograms loads the programs for VIPs, sources and a secret that stay as they are. No sources: any. No secret: SYN cookies
+// are nothing that they know of.
+func loadPrograms(vips []netip.Addr, sources []netip.Prefix, secret *[32]byte) (*programs, error) {
 	keys := []sourceKey{{}} // ::/0 matches v4-mapped addresses too
 	if len(sources) > 0 {
 		keys = keys[:0]
@@ -78,8 +92,18 @@ func loadPrograms(vips []netip.Addr, sources []netip.Prefix) (*programs, error) 
 	spec.Maps[agentMapVips].MaxEntries = uint32(len(vips))
 	spec.Maps[agentMapSources].MaxEntries = uint32(len(keys))
 
+	if secret != nil {
+		if err := spec.Variables[agentVarAcceptCookies].Set(uint8(1)); err != nil {
+			return nil, fmt.Errorf("load BPF programs: %w", err)
+		}
+	}
+
 	p := &programs{addresses: map[netip.Addr]bool{}}
-	if err := spec.LoadAndAssign(&p.objs, nil); err != nil {
+	opts := &ebpf.CollectionOptions{}
+	if secret == nil {
+		opts.Programs.KernelTypes = spec.Types // what reads the kernel's structs is removed: its types need not be known
+	}
+	if err := spec.LoadAndAssign(&p.objs, opts); err != nil {
 		return nil, fmt.Errorf("load BPF programs: %w%s", err, hint(err))
 	}
 	for program, id := range map[*ebpf.Program]*ebpf.ProgramID{p.objs.SluiceDecap: &p.decap, p.objs.SluiceClamp: &p.clamp} {
@@ -100,6 +124,12 @@ func loadPrograms(vips []netip.Addr, sources []netip.Prefix) (*programs, error) 
 		if err := p.objs.Sources.Put(&keys[i], uint8(1)); err != nil {
 			p.close()
 			return nil, fmt.Errorf("add source to BPF map: %w", err)
+		}
+	}
+	if secret != nil {
+		if _, err := p.setCookies(secret); err != nil {
+			p.close()
+			return nil, err
 		}
 	}
 	return p, nil
@@ -170,6 +200,12 @@ func readCounters(m *ebpf.Map) (Counters, error) {
 		sum.ECN += c.Ecn
 		sum.Failed += c.Failed
 		sum.Clamped += c.Clamped
+		sum.CookieAccepted += c.CookieAccepted
+		sum.CookieBad += c.CookieBad
+		sum.CookieTimeWait += c.CookieTimeWait
+		sum.CookieRefused += c.CookieRefused
+		sum.CookieNoMemory += c.CookieNoMemory
+		sum.CookieFailed += c.CookieFailed
 	}
 	return sum, nil
 }

@@ -67,6 +67,9 @@ type rig struct {
 	checksums     atomic.Bool   // with UDP checksums in GUE
 	wrapped       atomic.Uint64 // packets that were wrapped and sent
 	tooLong       atomic.Uint64 // packets that were too long for the cable once they were wrapped
+
+	// What looks at packets to the VIPs first, if set: it may answer them in the VIP's name, and says if they go on.
+	defence atomic.Pointer[func(packet []byte) (answer []byte, on bool)]
 }
 
 func newRig(t *testing.T) *rig {
@@ -146,6 +149,15 @@ func (r *rig) wrap() {
 			n, err := in.Read(packet)
 			if err != nil {
 				return
+			}
+			if defence := r.defence.Load(); defence != nil {
+				answer, on := (*defence)(packet[:n])
+				if answer != nil {
+					in.Write(answer)
+				}
+				if !on {
+					continue
+				}
 			}
 			if inner := packet[0] >> 4; inner == 4 || packet[6] != 58 { // no router solicitations and the like
 				p := pair{r.outer6.Load(), inner == 6, r.gue.Load()}

@@ -29,7 +29,7 @@ type state struct {
 // setting is one sysctl that an agent set.
 type setting struct {
 	Name   string `json:"name"`           // below /proc/sys
-	Link   int    `json:"link,omitempty"` // index of the interface that it is about; 0: `all`
+	Link   int    `json:"link,omitempty"` // index of the interface that it is about; 0: all of them
 	Before int    `json:"before"`         // the value before the first agent
 	Set    int    `json:"set"`            // the value that an agent gave it
 }

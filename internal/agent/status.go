@@ -22,6 +22,7 @@ type Status struct {
 	Interfaces []string     `json:"interfaces"` // that encapsulated packets are taken on
 	GUEPort    uint16       `json:"gue_port"`   // UDP port that GUE is taken on, beside IP-in-IP; 0: none
 	ClampMSS   MSS          `json:"clamp_mss"`  // the largest MSS that SYN-ACKs from the VIPs leave with; 0: any
+	Cookies    bool         `json:"cookies"`    // connections are made of nodes' SYN cookies
 	Sysctls    []string     `json:"sysctls"`    // set by an agent, with the value from before
 	Packets    Counters     `json:"packets"`    // counted by the attached programs
 }
@@ -58,7 +59,7 @@ func ReadStatus(stateDir string) (Status, error) {
 		if i > 0 {
 			continue
 		}
-		now, err := readProgram(a, &out.Packets)
+		now, err := readProgram(a, &out)
 		if err != nil {
 			return Status{}, err
 		}
@@ -68,7 +69,7 @@ func ReadStatus(stateDir string) (Status, error) {
 }
 
 // readProgram reads what an attached program counted and goes by; zeros if it has just gone.
-func readProgram(a attachment, counters *Counters) (now parameters, err error) {
+func readProgram(a attachment, out *Status) (now parameters, err error) {
 	p, err := openAttached(a)
 	if err != nil || p == nil {
 		return parameters{}, err
@@ -95,7 +96,10 @@ func readProgram(a attachment, counters *Counters) (now parameters, err error) {
 		}
 		switch mi.Name {
 		case agentMapCounts:
-			*counters, err = readCounters(m)
+			out.Packets, err = readCounters(m)
+			found++
+		case agentMapCookies:
+			out.Cookies, err = readAccepts(m)
 			found++
 		case agentMapSettings:
 			now, err = readParameters(m)
@@ -105,7 +109,7 @@ func readProgram(a attachment, counters *Counters) (now parameters, err error) {
 			return parameters{}, err
 		}
 	}
-	if found != 2 {
+	if found != 3 {
 		return parameters{}, fmt.Errorf("read program %d: it has no counters or settings; is it of this version?", a.Program)
 	}
 	return now, nil

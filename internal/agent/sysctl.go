@@ -26,19 +26,18 @@ const (
 
 func confName(link, key string) string { return "net/ipv4/conf/" + link + "/" + key }
 
-// planSettings returns what has to be set for IPv4 VIPs on these interfaces, and which of the settings of killed agents
+// planSettings returns what has to be set for IPv4 VIPs on these interfaces, and for SYN cookies, and which of the settings of killed agents
 // no longer belong to it. For a setting that is in prior, the value from before the first agent is kept.
-func planSettings(links []hostLink, ipv4 bool, prior []setting) (next, stale []setting, err error) {
+func planSettings(links []hostLink, ipv4, cookies bool, prior []setting) (next, stale []setting, err error) {
 	used := map[string]bool{}
-	want := func(link hostLink, key string, value int, needed func(now int) bool) error {
-		name := confName(link.name, key)
+	want := func(name string, link int, value int, needed func(now int) bool) error {
 		now, err := readSysctl(name)
 		if err != nil {
 			return err
 		}
 		for _, p := range prior {
 			// An interface that came anew under an old name has its own values.
-			if p.Name == name && p.Link == link.index {
+			if p.Name == name && p.Link == link {
 				used[name] = true
 				if needed(now) {
 					p.Set = value
@@ -50,17 +49,17 @@ func planSettings(links []hostLink, ipv4 bool, prior []setting) (next, stale []s
 			}
 		}
 		if needed(now) {
-			next = append(next, setting{Name: name, Link: link.index, Before: now, Set: value})
+			next = append(next, setting{Name: name, Link: link, Before: now, Set: value})
 		}
 		return nil
 	}
 	if ipv4 {
 		// What is on `all` alone is enough for the kernel; setting the interfaces too outlasts a `sysctl --system`.
 		for _, l := range append([]hostLink{{name: "all"}}, links...) {
-			if err := want(l, arpIgnore, 1, func(now int) bool { return now == 0 }); err != nil {
+			if err := want(confName(l.name, arpIgnore), l.index, 1, func(now int) bool { return now == 0 }); err != nil {
 				return nil, nil, err
 			}
-			if err := want(l, arpAnnounce, 2, func(now int) bool { return now < 2 }); err != nil {
+			if err := want(confName(l.name, arpAnnounce), l.index, 2, func(now int) bool { return now < 2 }); err != nil {
 				return nil, nil, err
 			}
 		}
@@ -69,9 +68,14 @@ func planSettings(links []hostLink, ipv4 bool, prior []setting) (next, stale []s
 			return nil, nil, err
 		}
 		for _, l := range links {
-			if err := want(l, rpFilter, 2, func(now int) bool { return max(now, all) == 1 }); err != nil {
+			if err := want(confName(l.name, rpFilter), l.index, 2, func(now int) bool { return max(now, all) == 1 }); err != nil {
 				return nil, nil, err
 			}
+		}
+	}
+	if cookies {
+		if err := want(synCookies, 0, 1, func(now int) bool { return now == 0 }); err != nil {
+			return nil, nil, err
 		}
 	}
 	for _, p := range prior {

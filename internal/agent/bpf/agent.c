@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 //
-// The agent's programs, in one object so that they share their maps: decap.h at tc ingress, clamp.h at tc egress.
+// The agent's programs, in one object so that they share their maps: decap.h, with accept.h, at tc ingress, clamp.h at tc
+// egress.
 
 #include "common.h"
 #include "decap.h"

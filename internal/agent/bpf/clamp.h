@@ -13,44 +13,9 @@
 #pragma once
 
 #include "common.h"
+#include "options.h"
 
 #define TCP_SYN_ACK 0x12
-
-#define TCPOPT_END 0
-#define TCPOPT_NOP 1
-#define TCPOPT_MSS 2
-#define TCPOLEN_MSS 4
-
-// A walk over the options of a TCP header; offsets are from the beginning of the frame.
-struct options {
-	struct __sk_buff *skb;
-	__u32 at;  // the option to look at next
-	__u32 end; // of the options
-	__u32 mss; // where the MSS option is, once it is found; 0: not found
-};
-
-// step looks at one option; 1 ends the walk. What is cut short or has a length that no option can have ends it too.
-static long step(__u32 index, struct options *o)
-{
-	__u8 option[2]; // kind, length
-
-	if (o->at >= o->end || bpf_skb_load_bytes(o->skb, o->at, option, 1) || option[0] == TCPOPT_END)
-		return 1;
-	if (option[0] == TCPOPT_NOP) {
-		o->at++;
-		return 0;
-	}
-	if (o->at + 2 > o->end || bpf_skb_load_bytes(o->skb, o->at, option, 2))
-		return 1;
-	if (option[1] < 2 || o->at + option[1] > o->end)
-		return 1;
-	if (option[0] == TCPOPT_MSS && option[1] == TCPOLEN_MSS) {
-		o->mss = o->at;
-		return 1;
-	}
-	o->at += option[1];
-	return 0;
-}
 
 SEC("tcx/egress")
 int sluice_clamp(struct __sk_buff *skb)
@@ -88,11 +53,11 @@ int sluice_clamp(struct __sk_buff *skb)
 	if (!bpf_map_lookup_elem(&vips, &source))
 		return TCX_NEXT;
 
-	struct options o = {.skb = skb, .at = tcp_at + sizeof(tcp), .end = tcp_at + tcp.doff * 4};
+	struct options o = {};
+	__u32 mss_at = find_option(&o, skb, tcp_at, tcp.doff, TCPOPT_MSS, TCPOLEN_MSS);
 	__be16 mss;
 
-	bpf_loop(40, step, &o, 0); // there are at most 40 bytes of options
-	if (!o.mss || bpf_skb_load_bytes(skb, o.mss + 2, &mss, sizeof(mss)))
+	if (!mss_at || bpf_skb_load_bytes(skb, mss_at + 2, &mss, sizeof(mss)))
 		return TCX_NEXT;
 
 	// A pointer into a map is used before the next call, so that the compiler need not keep it on the stack, and both
@@ -112,11 +77,11 @@ int sluice_clamp(struct __sk_buff *skb)
 
 	// The checksum is over words of 16 bits: a value at an odd offset lies across two of them, as if its bytes were
 	// swapped (RFC 1071, 2 (B)).
-	if ((o.mss - tcp_at) & 1) {
+	if ((mss_at - tcp_at) & 1) {
 		from = __builtin_bswap16(from);
 		to = __builtin_bswap16(to);
 	}
-	if (bpf_skb_store_bytes(skb, o.mss + 2, &lower, sizeof(lower), 0))
+	if (bpf_skb_store_bytes(skb, mss_at + 2, &lower, sizeof(lower), 0))
 		return TCX_NEXT; // no memory for a copy of a shared packet: it goes as it is
 	// Not BPF_F_PSEUDO_HDR: a checksum that the device is to finish (CHECKSUM_PARTIAL) holds the pseudo header only, and
 	// the helper leaves it alone. This cannot fail: the header was made writable above.

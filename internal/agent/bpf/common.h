@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
 //
-// What the agent's two programs share: the maps that Go fills and reads, and addresses as their keys have them.
+// What the agent's programs share: the maps that Go fills and reads, and addresses as their keys have them.
 
 #pragma once
 
@@ -55,6 +55,12 @@ struct counters {
 	__u64 ecn;               // congestion marked outside, the inner packet cannot carry the mark: dropped
 	__u64 failed;            // the kernel refused to take the header off: dropped
 	__u64 clamped;           // SYN-ACKs sent from a VIP whose MSS was lowered
+	__u64 cookie_accepted;   // connections made of a valid cookie
+	__u64 cookie_bad;        // segments without a valid cookie to a listener on a VIP: untouched
+	__u64 cookie_time_wait;  // valid cookies that met the end of an older connection: made the reset that ends it
+	__u64 cookie_refused;    // valid cookies that the kernel can make no connection of (EINVAL): untouched
+	__u64 cookie_no_memory;  // valid cookies that the kernel had no memory for (ENOMEM): untouched
+	__u64 cookie_failed;     // valid cookies that met another error: untouched
 };
 
 // Written by Go, read here.

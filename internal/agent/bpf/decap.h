@@ -7,6 +7,8 @@
 //                                                                            had come alone
 //   everything else                                                       → the kernel, untouched
 //
+// TCP packets to a VIP, decapsulated or not, go through accept.h next.
+//
 // All four pairs of families are taken. GUE is variant 1 of draft-ietf-intarea-gue: the inner IP header follows the UDP
 // header, and its version field tells the family. The program decides what it has to know to take headers off and no
 // more: the kernel's IP input follows, and checks the inner packet's lengths and checksums as it does for any packet.
@@ -24,6 +26,7 @@
 
 #pragma once
 
+#include "accept.h"
 #include "common.h"
 
 // ECN codepoints (RFC 3168).
@@ -146,6 +149,8 @@ int sluice_decap(struct __sk_buff *skb)
 		room = bpf_ntohs(udp.len);
 		room = room < sizeof(udp) ? 0 : room - sizeof(udp);
 	} else if (proto != IPPROTO_IPIP && proto != IPPROTO_IPV6) {
+		if (accept_cookies && proto == IPPROTO_TCP)
+			accept_cookie(skb); // it may have come to a VIP as it is
 		return TCX_NEXT;
 	}
 	if (!bpf_map_lookup_elem(&addresses, &outer_dst))
@@ -236,9 +241,15 @@ int sluice_decap(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	}
 
-	if (inner4)
+	// The barrier keeps the compiler from one addition at an address that it has calculated, which the verifier does not take
+	// from an agent that lacks CAP_PERFMON.
+	if (inner4) {
 		count->decapsulated_ipv4 += packets;
-	else
+		asm volatile("" ::: "memory");
+	} else {
 		count->decapsulated_ipv6 += packets;
+	}
+	if (accept_cookies)
+		accept_cookie(skb);
 	return TCX_NEXT;
 }
