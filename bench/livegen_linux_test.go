@@ -362,7 +362,7 @@ func TestFloodMeetsSteer(t *testing.T) {
 	if err := w.sink.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	s, err := steer.New(2, 1)
+	s, err := steer.New(2, 1, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,11 +29,18 @@ const (
 	modeHit  = "ipip" // the worker, packets of flows with a word
 	modeSYN  = "syn"  // SYNs of flows that are not known, which leave no word
 	modeNew  = "new"  // ACKs of flows that are not known, each of which gets a word; once the table is full, another's
+	// As modeHit, each packet being counted against a limit of its source; and SYNs that are answered with a challenge.
+	modeLimits    = "limits"
+	modeChallenge = "challenge"
 )
+
+var modes = []string{modeSwap, modeHit, modeSYN, modeNew, modeLimits, modeChallenge}
 
 // WorkerResult is what one mode cost with one number of flows.
 type WorkerResult struct {
-	Mode            string  `json:"mode"` // swap: a bare MAC swap; ipip: known flows; syn: SYNs; new: unknown flows, inserted
+	// Mode is swap (a bare MAC swap), ipip (known flows), syn (SYNs), new (unknown flows, inserted), limits (known flows, with a
+	// limit of their sources) or challenge (SYNs, answered).
+	Mode            string  `json:"mode"`
 	Flows           int     `json:"flows"`
 	NanosPerPacket  float64 `json:"ns_per_packet"` // median over the rounds
 	Mpps            float64 `json:"mpps"`
@@ -49,13 +56,23 @@ func Worker(flows []int, duration time.Duration) ([]WorkerResult, error) {
 	defer runtime.UnlockOSThread()
 	var runs []*workerRun
 	for _, n := range flows {
-		r := &workerRun{timings: map[string]*timing{modeSwap: {}, modeHit: {}, modeSYN: {}, modeNew: {}}}
-		for _, table := range []**workerNode{&r.hits, &r.misses} { // what misses insert must not evict what hits look for
+		r := &workerRun{timings: map[string]*timing{}}
+		for _, mode := range modes {
+			r.timings[mode] = new(timing)
+		}
+		for _, node := range []struct { // what misses insert must not evict what hits look for
+			at      **workerNode
+			limits  forwarder.Limits
+			defence forwarder.Defence
+		}{
+			{at: &r.hits}, {at: &r.misses}, {at: &r.defended, defence: forwarder.DefenceChallenge},
+			{at: &r.limited, limits: forwarder.Limits{PerSource: forwarder.Rates{Packets: 100_000_000, Burst: time.Second}}},
+		} {
 			var err error
-			if *table, err = newWorkerNode(n, 1); err != nil {
+			if *node.at, err = newWorkerNode(n, 1, node.limits, node.defence); err != nil {
 				return nil, err
 			}
-			defer (*table).close()
+			defer (*node.at).close()
 		}
 		runs = append(runs, r)
 	}
@@ -69,7 +86,7 @@ func Worker(flows []int, duration time.Duration) ([]WorkerResult, error) {
 	}
 	var out []WorkerResult
 	for _, r := range runs {
-		for _, mode := range []string{modeSwap, modeHit, modeSYN, modeNew} {
+		for _, mode := range modes {
 			out = append(out, r.result(mode))
 		}
 	}
@@ -89,7 +106,7 @@ type Scaling struct {
 // MeasureScaling has workers forward known flows out of one table, one alone and all at once in turns. There should be as
 // many cores with nothing else to do.
 func MeasureScaling(flows, workers int, duration time.Duration) (Scaling, error) {
-	n, err := newWorkerNode(flows, workers)
+	n, err := newWorkerNode(flows, workers, forwarder.Limits{}, forwarder.DefenceOff)
 	if err != nil {
 		return Scaling{}, err
 	}
@@ -141,9 +158,9 @@ func (n *workerNode) together(workers int) (mpps float64) {
 
 // workerRun is the modes of one number of flows.
 type workerRun struct {
-	hits, misses *workerNode
-	unknown      uint32 // the next flow that nobody has seen
-	timings      map[string]*timing
+	hits, misses, limited, defended *workerNode
+	unknown                         uint32 // the next flow that nobody has seen
+	timings                         map[string]*timing
 }
 
 // timing is what one mode took.
@@ -170,7 +187,7 @@ type workerLane struct {
 	descs  [64]xsk.Desc
 }
 
-func newWorkerNode(flows, workers int) (_ *workerNode, err error) {
+func newWorkerNode(flows, workers int, limits forwarder.Limits, defence forwarder.Defence) (_ *workerNode, err error) {
 	n := &workerNode{flows: flows}
 	defer func() {
 		if err != nil {
@@ -192,7 +209,9 @@ func newWorkerNode(flows, workers int) (_ *workerNode, err error) {
 	if err != nil {
 		return nil, err
 	}
-	engine, err := forwarder.NewEngine(forwarder.EngineConfig{Keys: keys, Words: n.memory.Words(), Clock: clock})
+	engine, err := forwarder.NewEngine(forwarder.EngineConfig{
+		Keys: keys, Words: n.memory.Words(), Clock: clock, LimitWords: make([]uint64, 1<<20), ProvedWords: make([]uint64, 1<<16),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +233,7 @@ func newWorkerNode(flows, workers int) (_ *workerNode, err error) {
 	}
 	service := forwarder.ServiceSpec{
 		Name: "bench", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: packet.ProtoTCP,
-		Ports: []forwarder.PortRange{{First: 80, Last: 80}}, Mode: forwarder.IPIP,
+		Ports: []forwarder.PortRange{{First: 80, Last: 80}}, Mode: forwarder.IPIP, Defence: defence,
 	}
 	hops := map[netip.Addr]forwarder.Hop{}
 	for i := range 100 {
@@ -225,7 +244,7 @@ func newWorkerNode(flows, workers int) (_ *workerNode, err error) {
 		hops[a] = forwarder.Hop{OnLink: true, Source: netip.MustParseAddr("10.0.0.1"), MTU: 1600}
 	}
 	engine.SetHops(hops)
-	if err := engine.Apply(forwarder.Spec{Services: []forwarder.ServiceSpec{service}}); err != nil {
+	if err := engine.Apply(forwarder.Spec{Services: []forwarder.ServiceSpec{service}, Limits: limits}); err != nil {
 		return nil, err
 	}
 	for first := 0; first < flows; first += burst { // each flow's first packet
@@ -301,7 +320,7 @@ func (l *workerLane) swapMACs() (packets int) {
 // round times some bursts of each mode.
 func (r *workerRun) round() {
 	const bursts = 4
-	hits, misses := r.hits.lanes[0], r.misses.lanes[0]
+	hits, misses, limited, defended := r.hits.lanes[0], r.misses.lanes[0], r.limited.lanes[0], r.defended.lanes[0]
 	known := func(int) uint32 { return uint32(hits.rng.Uint64() % uint64(r.hits.flows)) }
 	unknown := func(int) uint32 { r.unknown++; return uint32(r.hits.flows) + r.unknown }
 	for _, mode := range []struct {
@@ -315,6 +334,8 @@ func (r *workerRun) round() {
 		{modeHit, hits, ack, known, hits.forward},
 		{modeSYN, misses, syn, unknown, misses.forward},
 		{modeNew, misses, ack, unknown, misses.forward},
+		{modeLimits, limited, ack, known, limited.forward},
+		{modeChallenge, defended, syn, unknown, defended.forward},
 	} {
 		var took time.Duration
 		packets := 0

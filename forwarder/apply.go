@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/maglev"
 )
 
@@ -50,7 +51,7 @@ func (e *Engine) Apply(spec Spec) error {
 	if e.slotsNeeded(spec, before) > conntrack.MaxSlots {
 		return errors.New("too many backends: slots of removed ones are not free yet; try again after the next sweep of the flow table")
 	}
-	e.tunnel = spec.Tunnel
+	e.tunnel, e.limits, e.acl = spec.Tunnel, spec.Limits, spec.ACL
 	e.changes = nil
 	now := e.clock()
 	for _, s := range e.services {
@@ -192,6 +193,10 @@ func (e *Engine) applyService(s *serviceState, spec ServiceSpec, table *maglev.T
 	}
 	s.live.tcp, s.live.reject, s.live.noTable = spec.Protocol == protoTCP, spec.Reject, spec.NoTable
 	s.live.agrees, s.live.onDown, s.live.source = spec.Scheduler.Agrees(), spec.OnDown, spec.sourceMask()
+	s.live.defence, s.live.limits = spec.Defence, e.serviceLimits(s, &spec)
+	if s.live.unproved == nil {
+		s.live.unproved = guard.NewCeiling(len(e.workers))
+	}
 	s.spec = spec
 	return s
 }

@@ -25,8 +25,13 @@ func (c *slotCounts) sub(d slotCounts) {
 	c.newFlows -= d.newFlows
 }
 
-// serviceCounts is what was dropped of a service's packets, by reason.
-type serviceCounts [packet.NumReasons]uint64
+// serviceCounts is what one worker, or all of them, counted for one service.
+type serviceCounts struct {
+	dropped [packet.NumReasons]uint64 // its packets that were not forwarded
+	// Of a service that may be defended: SYNs of flows without a usable word, those that were challenged, proofs that came
+	// back, and flows whose handshake was completed.
+	syns, challenged, proofs, completed uint64
+}
 
 // totals are a worker's own books.
 type totals struct {
@@ -36,6 +41,7 @@ type totals struct {
 	continued                                uint64 // frames sent of packets that take several, but their first
 	newFlows                                 uint64
 	inserts                                  [conntrack.NumOutcomes]uint64
+	observed                                 [numOver]uint64 // packets over a limit that only observes
 	reasons                                  [packet.NumReasons]uint64
 }
 
@@ -58,8 +64,8 @@ type slotCell struct {
 }
 
 type serviceCell struct {
-	dropped serviceCounts
-	dirty   bool
+	serviceCounts
+	dirty bool
 }
 
 // sharedCounters is what other goroutines read. Large, but untouched pages take no memory.
@@ -70,7 +76,13 @@ type sharedCounters struct {
 	inserts                                  [conntrack.NumOutcomes]atomic.Uint64
 	reasons                                  [packet.NumReasons]atomic.Uint64
 	slots                                    []sharedSlot
-	services                                 [][packet.NumReasons]atomic.Uint64
+	services                                 []sharedService
+	observed                                 [numOver]atomic.Uint64
+}
+
+type sharedService struct {
+	dropped                             [packet.NumReasons]atomic.Uint64
+	syns, challenged, proofs, completed atomic.Uint64
 }
 
 type sharedSlot struct{ packets, bytes, newFlows atomic.Uint64 }
@@ -83,7 +95,7 @@ func newCounters() *counters {
 		dirtyServices: make([]uint32, 0, MaxServices),
 		shared: sharedCounters{
 			slots:    make([]sharedSlot, conntrack.MaxSlots),
-			services: make([][packet.NumReasons]atomic.Uint64, MaxServices),
+			services: make([]sharedService, MaxServices),
 		},
 	}
 }
@@ -102,14 +114,14 @@ func (c *counters) touchSlot(s uint32, cell *slotCell) {
 	c.dirtySlots = append(c.dirtySlots, s)
 }
 
-// drop counts one packet of a service under a reason.
-func (c *counters) drop(service uint32, r packet.Reason) {
-	cell := &c.services[service]
-	cell.dropped[r]++
+// service returns the cell of a service, to be counted in.
+func (c *counters) service(number uint32) *serviceCell {
+	cell := &c.services[number]
 	if !cell.dirty {
 		cell.dirty = true
-		c.dirtyServices = append(c.dirtyServices, service)
+		c.dirtyServices = append(c.dirtyServices, number)
 	}
+	return cell
 }
 
 // publish makes what was counted visible.
@@ -126,6 +138,9 @@ func (c *counters) publish(now int64) {
 	for i := range c.inserts {
 		s.inserts[i].Store(c.inserts[i])
 	}
+	for i := range c.observed {
+		s.observed[i].Store(c.observed[i])
+	}
 	for i := range c.reasons {
 		s.reasons[i].Store(c.reasons[i])
 	}
@@ -139,9 +154,14 @@ func (c *counters) publish(now int64) {
 	c.dirtySlots = c.dirtySlots[:0]
 	for _, i := range c.dirtyServices {
 		cell := &c.services[i]
+		shared := &s.services[i]
 		for r := range cell.dropped {
-			s.services[i][r].Store(cell.dropped[r])
+			shared.dropped[r].Store(cell.dropped[r])
 		}
+		shared.syns.Store(cell.syns)
+		shared.challenged.Store(cell.challenged)
+		shared.proofs.Store(cell.proofs)
+		shared.completed.Store(cell.completed)
 		cell.dirty = false
 	}
 	c.dirtyServices = c.dirtyServices[:0]
@@ -157,6 +177,9 @@ func (c *counters) readTotals() totals {
 	}
 	for i := range s.inserts {
 		t.inserts[i] = s.inserts[i].Load()
+	}
+	for i := range s.observed {
+		t.observed[i] = s.observed[i].Load()
 	}
 	for i := range s.reasons {
 		t.reasons[i] = s.reasons[i].Load()
@@ -177,12 +200,27 @@ func (e *Engine) sumSlot(slot uint32) (sum slotCounts) {
 	return sum
 }
 
-// sumService adds up what all workers dropped of a service number. e.mu is held.
+// sumService adds up what all workers counted for a service number. e.mu is held.
 func (e *Engine) sumService(number uint32) (sum serviceCounts) {
 	for _, w := range e.workers {
-		for r := range sum {
-			sum[r] += w.count.shared.services[number][r].Load()
+		s := &w.count.shared.services[number]
+		for r := range sum.dropped {
+			sum.dropped[r] += s.dropped[r].Load()
 		}
+		sum.syns += s.syns.Load()
+		sum.challenged += s.challenged.Load()
+		sum.proofs += s.proofs.Load()
+		sum.completed += s.completed.Load()
 	}
 	return sum
+}
+
+func (c *serviceCounts) sub(d *serviceCounts) {
+	for r := range c.dropped {
+		c.dropped[r] -= d.dropped[r]
+	}
+	c.syns -= d.syns
+	c.challenged -= d.challenged
+	c.proofs -= d.proofs
+	c.completed -= d.completed
 }

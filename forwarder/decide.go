@@ -22,11 +22,21 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 			w.end(i, old, now)
 			continue
 		}
+		stands := regular
+		if s.defence != DefenceOff && (old == 0 || m.Flags&packet.SYN != 0) {
+			if stands = w.defend(i, s, source, now); stands == ended {
+				continue
+			}
+		}
 		hash := m.Hash
 		if s.source != (packet.Addr{}) {
 			hash = w.sourceHash(i, s, source)
 		}
-		slot, ok, insert := w.choose(s, m.Flags, hash, now)
+		flags, state := m.Flags, conntrack.Probation
+		if stands == proved { // its SYN was answered here
+			flags, state = packet.SYN, conntrack.Established
+		}
+		slot, ok, insert := w.choose(s, flags, hash, now)
 		if !ok {
 			m.Reason = packet.NoBackend
 			if s.reject {
@@ -45,8 +55,16 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 			if slot != old.Slot() && w.table.Replace(w.indices[i], old, slot, tick, conntrack.Probation) {
 				w.newFlow(slot, source)
 			}
-		} else if insert && !s.noTable {
-			w.insert(m.Hash, slot, tick, snap.lives, source)
+		} else if (insert || stands == proved) && stands != unproved && !s.noTable {
+			if snap.limits.flows {
+				if m.Reason = w.within(snap, int(i), limitFlows, now); m.Reason != packet.None {
+					continue
+				}
+			}
+			w.insert(m.Hash, slot, tick, state, snap.lives, source)
+			if s.defence != DefenceOff && m.Flags&packet.SYN == 0 {
+				w.count.service(w.services[i]).completed++
+			}
 		}
 	}
 	w.missed = 0
@@ -117,8 +135,8 @@ func (w *Worker) copyTo(i uint8, slot uint32) {
 }
 
 // insert writes a word for a flow. Without room, its packets go by hash.
-func (w *Worker) insert(hash uint64, slot uint32, tick uint16, lives []conntrack.Life, source packet.Addr) {
-	o := w.table.Insert(hash, slot, tick, conntrack.Probation, lives)
+func (w *Worker) insert(hash uint64, slot uint32, tick uint16, s conntrack.State, lives []conntrack.Life, source packet.Addr) {
+	o := w.table.Insert(hash, slot, tick, s, lives)
 	w.count.inserts[o]++
 	if o != conntrack.Refused && o != conntrack.Present { // present: another worker was quicker, or it is a false hit
 		w.newFlow(slot, source)
@@ -128,5 +146,5 @@ func (w *Worker) insert(hash uint64, slot uint32, tick uint16, lives []conntrack
 func (w *Worker) newFlow(slot uint32, source packet.Addr) {
 	w.count.newFlows++
 	w.count.slot(slot).newFlows++
-	w.top.Add(guard.Source(source.Hi, source.Lo))
+	w.tops[TopFlows].Add(guard.Source(source.Hi, source.Lo))
 }

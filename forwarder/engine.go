@@ -12,6 +12,7 @@ import (
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/nexthop"
 	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/maglev"
 )
 
@@ -44,6 +45,10 @@ type EngineConfig struct {
 	Adopt *Directory
 	// Record is given what words mean, before any worker can write a word that means something new; nil: nobody wants to know.
 	Record func(*Directory)
+	// LimitWords and ProvedWords are memory of the tables of limits and of sources that proved their address, see package guard;
+	// nil: no limits, and room for few sources.
+	LimitWords, ProvedWords []uint64
+	Wall                    func() int64 // time of day, seconds; nil: the machine's
 	// Swept is told the time (Clock) after each full sweep; nil: nobody wants to know.
 	Swept func(now int64)
 }
@@ -63,6 +68,7 @@ type Engine struct {
 	// unresolved are destinations on a link of the node whose Ethernet address a worker missed.
 	unresolved chan netip.Addr
 	snapshot   atomic.Pointer[Snapshot]
+	defences
 
 	applying sync.Mutex // one Apply at a time; taken before mu
 
@@ -80,6 +86,8 @@ type Engine struct {
 	changes    []TableChange    // what the last Apply did to lookup tables
 	record     func(*Directory)
 	onSwept    func(now int64)
+	limits     Limits
+	acl        []steer.Entry
 	recorded   uint64 // Directory.Generation of the last one
 }
 
@@ -88,6 +96,10 @@ type serviceState struct {
 	spec   ServiceSpec
 	number uint32
 	live   service
+	// detector looks for floods; switches counts how often the defence was switched for one.
+	detector detector
+	switches uint64
+	ceilings *ceilings // of its limits; nil: it never had any
 	// slots are those of the configured backends, by name.
 	slots map[string]uint32
 	// adopted says that live.Pool is a predecessor's: it can be the previous one, and no new flow can go by it.
@@ -119,6 +131,9 @@ func NewEngine(c EngineConfig) (*Engine, error) {
 		services: map[string]*serviceState{},
 		slots:    slotTable{byKey: map[slotKey]uint32{}},
 		hops:     map[netip.Addr]Hop{},
+	}
+	if e.defences, err = newDefences(&c); err != nil {
+		return nil, err
 	}
 	e.table.Count(e.live.Flows)
 	if c.Adopt != nil {

@@ -182,9 +182,19 @@ const (
 // FlowLine is the line of the flow table in which the word of a flow is looked for first.
 func (e *Engine) FlowLine(hash uint64) uint64 { return hash % uint64(e.table.Lines()) }
 
-// TopSources returns the sources that have opened most flows with a word in the last minutes: each minute, all counts are
-// halved. Of IPv6 sources it is the /64 that counts. Each worker is asked between two of its batches.
-func (e *Engine) TopSources() (sources []guard.Count, total uint64) {
+// Top is what sources are counted for.
+type Top uint8
+
+const (
+	TopFlows   Top = iota // flows that got a word
+	TopSYNs               // SYNs of flows without a usable word, to services with a defence
+	TopPackets            // packets, of which one in each batch is counted
+	NumTops
+)
+
+// TopSources returns the sources that have done most of something in the last minutes: each minute, all counts are halved. Of
+// IPv6 sources it is the /64 that counts. Each worker is asked between two of its batches.
+func (e *Engine) TopSources(by Top) (sources []guard.Count, total uint64) {
 	e.mu.Lock()
 	workers := slices.Clone(e.workers)
 	e.mu.Unlock()
@@ -192,7 +202,7 @@ func (e *Engine) TopSources() (sources []guard.Count, total uint64) {
 	var asked sync.WaitGroup
 	for i, w := range workers {
 		asked.Go(func() { // an idle one answers when it wakes up
-			w.Do(func() { lists[i], totals[i] = w.top.AppendTo(nil), w.top.Total() })
+			w.Do(func() { lists[i], totals[i] = w.tops[by].AppendTo(nil), w.tops[by].Total() })
 		})
 	}
 	asked.Wait()

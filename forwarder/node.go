@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/nexthop"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
@@ -25,9 +26,11 @@ import (
 )
 
 const (
-	// maxVIPs and maxReplies bound the sets of VIPs, and of sources of replies, that the XDP program looks up.
+	// maxVIPs, maxReplies and maxACL bound the sets of VIPs, of sources of replies, and of prefixes in access lists, that the XDP
+	// program looks up.
 	maxVIPs    = MaxServices
 	maxReplies = conntrack.MaxSlots
+	maxACL     = 4 << 20 // as many as a configuration may have
 	// singleBuffer is the largest MTU, in bytes, with which a frame fits one buffer, whatever the driver keeps for itself
 	// there (veth_xdp_set in drivers/net/veth.c: 3,504).
 	singleBuffer = 3500
@@ -47,6 +50,8 @@ type InterfaceConfig struct {
 type NodeConfig struct {
 	Keys  Keys
 	Flows uint64 // flows that the table is made for
+	// Limits is how many words the table of limits has, and the one of sources that proved their address.
+	Limits uint64
 	// TableFD is the descriptor of the flow table of a process before this one, which Node.TableFD returned there; 0: none. The
 	// node owns it.
 	TableFD int
@@ -84,6 +89,7 @@ type Node struct {
 	replies []steer.Source
 	own     []netip.Prefix
 	guePort uint16
+	acl     *steer.ACL
 }
 
 // lane is one worker with its UMEM.
@@ -111,7 +117,7 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 	if len(c.Interfaces) == 0 || len(c.Interfaces) > MaxInterfaces {
 		return nil, fmt.Errorf("%d interfaces: a node needs 1 to %d", len(c.Interfaces), MaxInterfaces)
 	}
-	n := &Node{config: c, log: c.Log, changed: make(chan struct{}, 1), watching: make(chan error, 1)}
+	n := &Node{acl: new(steer.ACL), config: c, log: c.Log, changed: make(chan struct{}, 1), watching: make(chan error, 1)}
 	defer func() {
 		if err != nil {
 			n.Close()
@@ -125,8 +131,13 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 	if n.tableFile, adopt, err = openTable(&c, clock()); err != nil {
 		return nil, err
 	}
+	words, err := guard.LimiterWords(c.Limits)
+	if err != nil {
+		return nil, err
+	}
 	n.Engine, err = NewEngine(EngineConfig{
 		Keys: c.Keys, Words: n.tableFile.words, Clock: clock, Adopt: adopt, Record: n.tableFile.record, Swept: n.tableFile.swept,
+		LimitWords: make([]uint64, words), ProvedWords: make([]uint64, words),
 	})
 	if err != nil {
 		return nil, err
@@ -136,7 +147,7 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 		return nil, err
 	}
 	go func() { n.watching <- n.watcher.Run(context.Background()) }()
-	if n.steer, err = steer.New(maxVIPs, maxReplies); err != nil {
+	if n.steer, err = steer.New(maxVIPs, maxReplies, maxACL); err != nil {
 		return nil, err
 	}
 	for i, ic := range c.Interfaces {
@@ -236,6 +247,7 @@ func (n *Node) Run(ctx context.Context) error {
 	helpers.Go(func() { n.Sweep(ctx) })
 	helpers.Go(func() { n.followLinks(ctx) })
 	helpers.Go(func() { n.followClients(ctx) })
+	helpers.Go(func() { n.followFloods(ctx) })
 	select {
 	case <-ctx.Done():
 	case err := <-n.watching:
@@ -311,8 +323,16 @@ func (n *Node) Apply(spec Spec) error {
 	if err := n.steer.SetVIPs(kept); err != nil {
 		return err
 	}
-	if err := n.Engine.Apply(spec); err != nil {
+	acl := newACL(&spec)
+	if err := n.steer.SetACL(acl); err != nil {
 		return errors.Join(err, n.steer.SetVIPs(n.VIPs())) // the old ones are still served
+	}
+	if err := n.Engine.Apply(spec); err != nil {
+		return errors.Join(err, n.steer.SetACL(n.acl), n.steer.SetVIPs(n.VIPs()))
+	}
+	n.acl = acl
+	if err := n.steer.SetBanBits(spec.Limits.prefixes()); err != nil {
+		return err
 	}
 	if err := n.steer.SetVIPs(vips); err != nil {
 		return err

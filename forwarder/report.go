@@ -28,7 +28,7 @@ func (e *Engine) Stats() Stats {
 		st.Workers = append(st.Workers, WorkerStats{
 			ID: w.id, CPU: int(w.cpu.Load()), Received: t.received, Forwarded: t.forwarded, Replies: t.replies, Answered: t.answered,
 			Generated: t.generated, Held: t.held, Continued: t.continued, NewFlows: t.newFlows, Restarts: w.restarts.Load(), Dropped: t.reasons,
-			Heartbeat: w.heartbeat.Load(),
+			Heartbeat: w.heartbeat.Load(), Observed: Observed{t.observed[overSource], t.observed[overService], t.observed[overNode]},
 		})
 	}
 	slots := make([][]uint32, len(e.numbers)) // in use, by number of the service
@@ -101,13 +101,17 @@ func (e *Engine) VIPs() []netip.Addr {
 func (e *Engine) serviceStats(s *serviceState, slots []uint32) ServiceStats {
 	out := ServiceStats{
 		Name: s.spec.Name, VIP: s.spec.VIP.String(), Protocol: protocolName(s.spec.Protocol), Ports: portsText(s.spec.Ports),
-		Forward: s.spec.Mode.String(), Scheduler: s.spec.Scheduler.String(), Dropped: e.sumService(s.number),
+		Forward: s.spec.Mode.String(), Scheduler: s.spec.Scheduler.String(),
+	}
+	counts := e.sumService(s.number)
+	counts.sub(&s.base)
+	out.Dropped = counts.dropped
+	out.Defence = DefenceStats{
+		Mode: s.spec.Defence.String(), Active: s.spec.Defence >= DefenceChallenge || e.flooded[s.number].Load(), Switches: s.switches,
+		SYNs: counts.syns, Challenged: counts.challenged, Proofs: counts.proofs,
 	}
 	table := s.live.Pool.Table()
 	out.TableSize, out.TableHash = table.Size(), table.Hash()
-	for r := range out.Dropped {
-		out.Dropped[r] -= s.base[r]
-	}
 	sum := s.retired
 	targets := e.snapshot.Load().targets
 	for _, i := range slots {

@@ -49,7 +49,10 @@ func newTestRig(t testing.TB, flows uint64) *testRig {
 	}
 	r := &testRig{t: t, words: make([]uint64, n)}
 	r.now.Store(int64(time.Hour))
-	if r.engine, err = NewEngine(EngineConfig{Keys: keys, Words: r.words, Clock: r.now.Load}); err != nil {
+	if r.engine, err = NewEngine(EngineConfig{
+		Keys: keys, Words: r.words, Clock: r.now.Load, LimitWords: make([]uint64, 1<<12), ProvedWords: make([]uint64, 1<<12),
+		Wall: func() int64 { return r.now.Load() / 1e9 },
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if r.nic, err = xsk.NewMemoryNIC(xsk.Options{Audit: true}, 1); err != nil {

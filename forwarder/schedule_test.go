@@ -243,7 +243,7 @@ func TestFlowsAndSources(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		top, total := r.engine.TopSources()
+		top, total := r.engine.TopSources(TopFlows)
 		if len(top) == 0 || total != 800 || top[0].N < 500 {
 			t.Errorf("%d sources of %d flows, the first %+v", len(top), total, top[:1])
 		}

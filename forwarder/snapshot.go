@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/nexthop"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/maglev"
@@ -20,6 +21,7 @@ type Snapshot struct {
 	lives      []conntrack.Life // by slot; the zero Life of an unused slot makes its words expire
 	exits      []exit           // that targets and ways name: those without a tag by interface, then those with one
 	split      bool             // Tunnel.Fragment
+	limits     limits
 
 	// Of services that are forwarded by NAT.
 	replies      vipTable // by the source of a reply: its translation
@@ -36,6 +38,11 @@ type service struct {
 	noTable bool // see ServiceSpec.NoTable
 	agrees  bool // see maglev.Scheduler.Agrees
 	onDown  OnDown
+	defence Defence
+	limits  *serviceLimits // nil: none of its own
+	// Of a defence: what limits packets of unproved flows, and the largest TCP segment that reaches all backends, bytes.
+	unproved *guard.Ceiling
+	mss      uint16
 	// source is the bits of the client's address that choose the backend; none: the flow's hash does.
 	source packet.Addr
 }
@@ -109,6 +116,7 @@ func (e *Engine) rebuild() {
 		specs[s.number] = &s.spec
 		claims = append(claims, vipPorts{addr: packet.FromNetip(s.spec.VIP), proto: s.spec.Protocol, ports: s.spec.Ports, service: s.number})
 	}
+	e.newLimits(snap)
 	snap.vips = newVIPTable(claims)
 	for i := range e.slots.states {
 		st := &e.slots.states[i]
@@ -121,6 +129,7 @@ func (e *Engine) rebuild() {
 		snap.lives[i] = specs[st.key.service].life()
 		snap.targets[i].life = snap.lives[i]
 	}
+	snap.setMSS(e.slots.states, specs)
 	snap.addReplies(e.slots.states, specs)
 	if len(snap.translations) > 0 && e.routes != nil {
 		snap.routes = e.routes
@@ -131,6 +140,31 @@ func (e *Engine) rebuild() {
 	}
 	e.snapshot.Store(snap)
 }
+
+// setMSS finds out what a cookie may tell clients: what the way to the backend leaves that has least room.
+func (snap *Snapshot) setMSS(states []slotState, specs []*ServiceSpec) {
+	for i := range snap.services {
+		snap.services[i].mss = maxMSS
+	}
+	for i := range states {
+		st, t := &states[i], &snap.targets[i]
+		if st.phase != slotActive || t.maxLen == 0 {
+			continue
+		}
+		headers := uint16(40) // IP and TCP, without options
+		if specs[st.key.service].VIP.Unmap().Is6() {
+			headers = 60
+		}
+		s := &snap.services[st.key.service]
+		s.mss = min(s.mss, max(t.maxLen, headers+minMSS)-headers)
+	}
+}
+
+// maxMSS is what a cookie tells clients at the most, as if from an Ethernet; minMSS is what every host takes (RFC 9293, 3.7.1).
+const (
+	maxMSS = 1460
+	minMSS = 536
+)
 
 // newTarget makes a slot's target from the way to its backend.
 func (snap *Snapshot) newTarget(spec *ServiceSpec, tunnel *Tunnel, st *slotState, hop Hop, known bool) target {

@@ -9,7 +9,9 @@ import (
 	"net/netip"
 
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/maglev"
 )
 
@@ -78,6 +80,10 @@ type PortRange struct {
 type Spec struct {
 	Services []ServiceSpec
 	Tunnel   Tunnel
+	Limits   Limits
+	// ACL is which sources are denied, over all services. The longest prefix that has a source decides; one that none has is
+	// allowed.
+	ACL []steer.Entry
 }
 
 // Tunnel is what the outer headers of IPIP and GUE have in common.
@@ -110,8 +116,12 @@ type ServiceSpec struct {
 	TableSize    int  // entries of the lookup table, a prime number; 0: maglev.DefaultSize
 	NoTable      bool // flows get no words; not with a scheduler that does not agree with itself on other nodes
 	OnDown       OnDown
-	Life         conntrack.Life // of its flows' words without traffic; zero: what suits the protocol
-	Backends     []BackendSpec  // any order: it decides nothing
+	Defence      Defence // against floods of SYNs; TCP only
+	// PerSource and Total are limits of each source to this service, and of the service, beside Spec.Limits.
+	PerSource, Total Rates
+	ACL              []steer.Entry  // which sources the service denies, beside Spec.ACL
+	Life             conntrack.Life // of its flows' words without traffic; zero: what suits the protocol
+	Backends         []BackendSpec  // any order: it decides nothing
 }
 
 // BackendSpec is one backend of a service.
@@ -125,8 +135,11 @@ type BackendSpec struct {
 
 // Keys are the keyed parts of forwarding. Nodes of a group derive them from the same seed, and so agree about every flow.
 type Keys struct {
-	Flow packet.Key // of the flow hash: table line and fingerprint
-	Mix  uint64     // of the second mix: the choice of a backend
+	Flow      packet.Key // of the flow hash: table line and fingerprint
+	Mix       uint64     // of the second mix: the choice of a backend
+	Guard     [2]uint64  // of the tables of limits and proofs
+	Challenge [32]byte   // of the numbers in challenges
+	Cookie    [32]byte   // of SYN cookies; the agents of backends derive the same
 }
 
 // DeriveKeys derives the keys of a group from its seed by HKDF-SHA-256 (RFC 5869). The seed must have at least 16 bytes.
@@ -138,9 +151,20 @@ func DeriveKeys(seed []byte) (Keys, error) {
 	if err != nil {
 		return Keys{}, err
 	}
+	g, err := hkdf.Key(sha256.New, seed, nil, "sluice guard keys v1", 48)
+	if err != nil {
+		return Keys{}, err
+	}
+	cookie, err := guard.CookieSecret(seed)
+	if err != nil {
+		return Keys{}, err
+	}
 	return Keys{
-		Flow: packet.Key{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])},
-		Mix:  binary.LittleEndian.Uint64(b[16:]),
+		Cookie:    cookie,
+		Flow:      packet.Key{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])},
+		Mix:       binary.LittleEndian.Uint64(b[16:]),
+		Guard:     [2]uint64{binary.LittleEndian.Uint64(g), binary.LittleEndian.Uint64(g[8:])},
+		Challenge: [32]byte(g[16:]),
 	}, nil
 }
 
@@ -181,6 +205,11 @@ func (s *Spec) Validate() error {
 		}
 		backends += len(v.Backends)
 	}
+	for _, r := range []*Rates{&s.Limits.PerSource, &s.Limits.Node} {
+		if err := r.validate(); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	if backends > conntrack.MaxSlots {
 		errs = append(errs, fmt.Errorf("%d backends in all services, at most %d are possible", backends, conntrack.MaxSlots))
 	}
@@ -205,6 +234,15 @@ func (v *ServiceSpec) validate() error {
 		return fmt.Errorf("without words, the scheduler %v would give each packet of a flow another backend", v.Scheduler)
 	case v.OnDown == OnDownReset && v.Protocol != protoTCP:
 		return errors.New("only TCP flows can be reset")
+	case v.Defence != DefenceOff && v.Protocol != protoTCP:
+		return errors.New("only TCP has SYNs to defend against")
+	case v.Defence == DefenceCookie && v.Mode == NAT:
+		return errors.New("backends of NAT do not know the address that a cookie is for")
+	}
+	for _, r := range []*Rates{&v.PerSource, &v.Total} {
+		if err := r.validate(); err != nil {
+			return err
+		}
 	}
 	for state, ticks := range v.Life {
 		if ticks > conntrack.MaxLife {
@@ -276,10 +314,5 @@ func (v *ServiceSpec) sourceMask() (mask packet.Addr) {
 	if bits == 0 {
 		bits = v.VIP.Unmap().BitLen()
 	}
-	bits += 128 - v.VIP.Unmap().BitLen()
-	mask.Hi = ^uint64(0) << max(64-bits, 0)
-	if bits > 64 {
-		mask.Lo = ^uint64(0) << (128 - bits)
-	}
-	return mask
+	return addrMask(bits + 128 - v.VIP.Unmap().BitLen())
 }

@@ -2,6 +2,7 @@ package forwarder
 
 import (
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
 	"github.com/sluice-lb/sluice/maglev"
@@ -29,7 +30,11 @@ func (w *Worker) Poll(q int) int {
 // stages takes a batch of parsed packets through the rest of the way.
 func (w *Worker) stages(snap *Snapshot, n int, now int64, tick uint16) {
 	w.classify(snap, n, now)
+	w.sample(n)
 	w.table.Prefetch(w.hashes[:n])
+	if snap.limits.on {
+		w.admit(snap, n, now)
+	}
 	w.table.LookupBatch(w.hashes[:n], w.indices[:n], w.words[:n])
 	w.lookup(snap, n, tick)
 	w.decide(snap, now, tick)
@@ -80,6 +85,16 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 		if reason == packet.NotVIP && len(snap.translations) > 0 {
 			w.classifyReply(snap, i)
 		}
+	}
+}
+
+// sample counts the source of one packet of the batch, another one each time: who sends most shows in a sample too.
+func (w *Worker) sample(n int) {
+	w.sampled++
+	i := int(w.sampled % uint32(n))
+	if m := &w.metas[i]; m.Reason == packet.None && m.Flags&(packet.Echo|reply) == 0 {
+		source := packet.Source(w.frame(&w.descs[i]), m)
+		w.tops[TopPackets].Add(guard.Source(source.Hi, source.Lo))
 	}
 }
 
@@ -315,8 +330,8 @@ func (w *Worker) drop(n int) {
 			continue
 		}
 		w.count.reasons[m.Reason]++
-		if m.Reason >= packet.NoBackend && m.Flags&packet.Echo == 0 { // it had a service
-			w.count.drop(w.services[i], m.Reason)
+		if m.Reason >= packet.SourceLimit && m.Flags&packet.Echo == 0 { // it had a service
+			w.count.service(w.services[i]).dropped[m.Reason]++
 		}
 	}
 	w.from.Recycle(w.dropped[:dropped])

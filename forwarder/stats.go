@@ -17,33 +17,44 @@ type Stats struct {
 	Table      TableStats       `json:"table"`
 }
 
-// SteerStats is what the XDP programs counted on all interfaces: ToVIPs + Replies = Redirected + NoSocket + Loops.
+// SteerStats is what the XDP programs counted on all interfaces: ToVIPs + Replies = Redirected + NoSocket + Loops + Denied +
+// Banned.
 type SteerStats struct {
 	ToVIPs     uint64 `json:"to_vips"`    // packets whose destination is a VIP, or that of the packet inside
 	Replies    uint64 `json:"replies"`    // packets from NAT backends, and ICMP errors about packets to these
 	Loops      uint64 `json:"loops"`      // dropped because an encapsulated packet came to this node, or back to it
 	Redirected uint64 `json:"redirected"` // given to an AF_XDP socket
 	NoSocket   uint64 `json:"no_socket"`  // dropped because their queue has no socket
+	Denied     uint64 `json:"denied"`     // dropped because their source is denied
+	Banned     uint64 `json:"banned"`     // dropped because their source was far over its limit
 }
 
 // WorkerStats is one worker's books. At rest Received = Forwarded + Answered + Held + Σ Dropped, and the frames that its
 // sockets sent = Forwarded + Answered + Generated + Continued.
 type WorkerStats struct {
-	ID        int    `json:"id"`
-	CPU       int    `json:"cpu"`       // the core it is pinned to; -1 when it is not
-	Received  uint64 `json:"received"`  // frames
-	Forwarded uint64 `json:"forwarded"` // frames
-	Answered  uint64 `json:"answered"`  // frames that the worker answered itself: echo requests to a VIP
-	Generated uint64 `json:"generated"` // frames sent beyond these: ICMP errors and resets to senders, copies, fragments
-	Replies   uint64 `json:"replies"`   // of the forwarded, those from NAT backends to clients
-	Continued uint64 `json:"continued"` // frames sent of packets that are longer than a frame, beside their first
-	Held      uint64 `json:"held"`      // fragments that wait now for the first of their datagram
-	NewFlows  uint64 `json:"new_flows"` // words inserted or replaced
-	Restarts  uint64 `json:"restarts"`  // times it was started again after a panic
-	Heartbeat int64  `json:"heartbeat"` // CLOCK_MONOTONIC ns of its last turn
+	ID        int      `json:"id"`
+	CPU       int      `json:"cpu"`       // the core it is pinned to; -1 when it is not
+	Received  uint64   `json:"received"`  // frames
+	Forwarded uint64   `json:"forwarded"` // frames
+	Answered  uint64   `json:"answered"`  // frames that the worker answered itself: echo requests to a VIP
+	Generated uint64   `json:"generated"` // frames sent beyond these: ICMP errors and resets to senders, copies, fragments
+	Replies   uint64   `json:"replies"`   // of the forwarded, those from NAT backends to clients
+	Continued uint64   `json:"continued"` // frames sent of packets that are longer than a frame, beside their first
+	Held      uint64   `json:"held"`      // fragments that wait now for the first of their datagram
+	NewFlows  uint64   `json:"new_flows"` // words inserted or replaced
+	Restarts  uint64   `json:"restarts"`  // times it was started again after a panic
+	Heartbeat int64    `json:"heartbeat"` // CLOCK_MONOTONIC ns of its last turn
+	Observed  Observed `json:"observed"`
 	// Dropped is indexed by packet.Reason; None stays zero.
 	Dropped [packet.NumReasons]uint64 `json:"-"`
 	Frames  int                       `json:"frames"` // of its UMEM
+}
+
+// Observed is packets that were over a limit whose action is to observe, and went on.
+type Observed struct {
+	Source  uint64 `json:"source"`
+	Service uint64 `json:"service"`
+	Node    uint64 `json:"node"`
 }
 
 // InterfaceStats is one configured interface and its sockets.
@@ -91,9 +102,20 @@ type ServiceStats struct {
 	Flows     uint64         `json:"flows"`      // words naming its backends, now
 	Forwarded Counts         `json:"forwarded"`
 	NewFlows  uint64         `json:"new_flows"`
+	Defence   DefenceStats   `json:"defence"`
 	Backends  []BackendStats `json:"backends"`
 	// Dropped is indexed by packet.Reason: packets that matched the service and were not forwarded.
 	Dropped [packet.NumReasons]uint64 `json:"-"`
+}
+
+// DefenceStats is a service's defence against floods of SYNs.
+type DefenceStats struct {
+	Mode       string `json:"mode"`   // off | auto | challenge | cookie
+	Active     bool   `json:"active"` // SYNs are answered by the node now
+	Switches   uint64 `json:"switches"`
+	SYNs       uint64 `json:"syns"`       // of flows without a usable word, while there is a defence
+	Challenged uint64 `json:"challenged"` // of these
+	Proofs     uint64 `json:"proofs"`     // answers to these: resets, or cookies that came back
 }
 
 // BackendStats is one backend of one service.

@@ -14,6 +14,8 @@ const (
 	sweepLines  = 1 << 20
 	// sweepSteps is in how many steps. More would wake an idle node more often, fewer would take longer at a time.
 	sweepSteps = 50
+	// limitRounds is in how many rounds the words of the limits are swept once, which must be within an hour (package guard).
+	limitRounds = 60
 )
 
 // roundTime is how long a full sweep takes.
@@ -82,6 +84,9 @@ func (e *Engine) beginRound() *sweepRound {
 }
 
 func (e *Engine) sweepStep(r *sweepRound, line int) (next int) {
+	if l := e.limiter; l != nil {
+		e.limitLine, _ = l.Sweep(e.limitLine, l.Lines()/(sweepSteps*limitRounds)+1, e.clock())
+	}
 	lines := (e.table.Lines() + sweepSteps - 1) / sweepSteps
 	return e.table.Sweep(line, lines, conntrack.Tick(e.clock()), e.snapshot.Load().lives, &r.census)
 }

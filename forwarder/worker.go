@@ -75,11 +75,16 @@ type Worker struct {
 	commands  chan func()
 	ended     chan struct{} // closed when Run returns
 	count     *counters
-	top       *guard.Top // sources that open most flows
-	halved    int64      // when its counts were halved last, CLOCK_MONOTONIC ns
+	tops      [NumTops]*guard.Top // sources that do most of something, by Top
+	halved    int64               // when their counts were halved last, CLOCK_MONOTONIC ns
 
 	// What the worker says by itself is limited: answers to echo requests, ICMP errors, resets.
 	echoes, errors, resets, resolves pace
+
+	sampled uint32 // batches of which a packet was looked at for TopPackets
+	lots    uint64 // see guard.Limiter.AdmitSome
+	// wall is the time of day, seconds, as read in the batch of the time wallAt.
+	wall, wallAt int64
 
 	waiting []heldFragment
 
@@ -98,6 +103,8 @@ type batch struct {
 	// target does not take the packet: it is to be replaced.
 	words   [batchSize + maxCopies]conntrack.Word
 	indices [batchSize + maxCopies]int
+	// sources are hashes of sources and their limit of packets, when there are limits.
+	sources [batchSize + maxCopies]uint64
 	misses  [batchSize + maxCopies]uint8 // indices of packets to decide
 	missed  int
 	leaving []departures // by queue
@@ -137,11 +144,21 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 	defer e.mu.Unlock()
 	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
 	w.cpu.Store(-1)
-	w.top, w.halved = guard.NewTop(e.keys.Mix), e.clock()
+	w.halved = e.clock()
+	for i := range w.tops {
+		w.tops[i] = guard.NewTop(e.keys.Guard[0])
+	}
 	w.waiting = make([]heldFragment, 0, maxHeld)
 	w.Attach(io)
 	e.workers = append(e.workers, w)
-	for _, s := range e.services { // schedulers keep something for each worker
+	// Schedulers and ceilings keep something for each worker.
+	e.nodeCeilings = newCeilings(len(e.workers))
+	for _, s := range e.services {
+		s.live.unproved = guard.NewCeiling(len(e.workers))
+		if s.ceilings != nil {
+			s.ceilings = newCeilings(len(e.workers))
+			s.live.limits = e.serviceLimits(s, &s.spec)
+		}
 		if p := s.live.Pool; !s.adopted {
 			s.live.Pool = maglev.NewPool(p.Table(), p.Slots(), p.Scheduler(), len(e.workers))
 		}
@@ -231,7 +248,9 @@ func (w *Worker) turn() int {
 	if n == 0 || now-w.count.published > publishNanos {
 		w.count.publish(now)
 		if now-w.halved > int64(topHalving) {
-			w.top.Halve()
+			for _, top := range w.tops {
+				top.Halve()
+			}
 			w.halved = now
 		}
 		if g := w.engine.snapshot.Load().generation; w.acked.Load() != g {

@@ -117,6 +117,7 @@ func needRestart(start, now *config.Config) (notes []string) {
 		{"cpus", start.CPUs, now.CPUs},
 		{"busy_poll", start.BusyPoll, now.BusyPoll},
 		{"flows", start.Flows, now.Flows},
+		{"limits.per_source.table", start.Limits.PerSource.Table, now.Limits.PerSource.Table},
 		{"metrics", start.Metrics, now.Metrics},
 		{"log.format", start.Log.Format, now.Log.Format},
 	} {

@@ -168,8 +168,9 @@ func (d *daemon) Flow(q control.FlowQuery) (control.FlowReport, error) {
 }
 
 // TopSources tells who opens most flows; see control.Daemon.
-func (d *daemon) TopSources(n int) control.TopReport {
-	top, total := d.node.TopSources()
+func (d *daemon) TopSources(by string, n int) control.TopReport {
+	what := map[string]forwarder.Top{"syns": forwarder.TopSYNs, "packets": forwarder.TopPackets}[by] // else flows
+	top, total := d.node.TopSources(what)
 	r := control.TopReport{WindowSeconds: forwarder.TopWindow.Seconds(), Sources: []control.TopSource{}}
 	for _, c := range top[:min(n, len(top))] {
 		source := packet.Addr{Hi: c.Hi, Lo: c.Lo}.Netip()

@@ -69,7 +69,7 @@ or a /64 of IPv6. The table itself holds no addresses, so this is a count on the
 			r, err := client.Flow(c.Context(), q)
 			return show(r, err, func() error { return printFlow(out, q, r) })
 		case f.Changed("top"):
-			r, err := client.TopSources(c.Context(), top)
+			r, err := client.TopSources(c.Context(), "flows", top)
 			return show(r, err, func() error { return printTop(out, r) })
 		}
 		r, err := client.Flows(c.Context(), filter)
@@ -160,13 +160,6 @@ func printFlow(out io.Writer, q control.FlowQuery, r control.FlowReport) error {
 func printTop(out io.Writer, r control.TopReport) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "sources that opened most flows with a word, in about the last %s (counts are halved each minute)\n\n", seconds(r.WindowSeconds))
-	fmt.Fprint(w, "SOURCE\tFLOWS\tSHARE\t\n")
-	for _, s := range r.Sources {
-		flows := fmt.Sprint(s.Inserts)
-		if s.Error > 0 {
-			flows = fmt.Sprintf("%d to %d", s.Inserts-s.Error, s.Inserts)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%.1f %%\t\n", s.Source, flows, 100*s.Share)
-	}
+	printSources(w, r.Sources)
 	return w.Flush()
 }

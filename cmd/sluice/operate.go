@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
+	"os/signal"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/internal/control"
@@ -62,7 +65,7 @@ func overLeast(t control.TableChange) string {
 }
 
 func statusCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, attack, watch bool
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Show what the daemon does: interfaces, workers, services, backends, health, drops",
@@ -70,8 +73,18 @@ func statusCommand() *cobra.Command {
 	}
 	socket := socketFlag(c)
 	c.Flags().BoolVar(&asJSON, "json", false, "print everything, as JSON")
+	c.Flags().BoolVar(&attack, "attack", false, "show what is dropped, limited and challenged a second, and who sends most")
+	c.Flags().BoolVar(&watch, "watch", false, "with --attack: again every second, until Ctrl-C")
+	c.MarkFlagsMutuallyExclusive("json", "attack")
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		s, err := control.NewClient(*socket).Status(c.Context())
+		client := control.NewClient(*socket)
+		defer client.Close()
+		if attack {
+			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, unix.SIGTERM)
+			defer stop()
+			return showAttack(ctx, c.OutOrStdout(), client, watch)
+		}
+		s, err := client.Status(c.Context())
 		if err != nil {
 			return err
 		}
@@ -166,7 +179,9 @@ func printStatus(out io.Writer, s control.Status) error {
 	steer := s.Traffic.Steer
 	fmt.Fprintf(w, "to VIPs: %d packets, from NAT backends: %d; %d received, %d forwarded, %d answered, %d held; %d more were sent\n",
 		steer.ToVIPs, steer.Replies, received, forwarded, answered, held, generated)
-	for reason, n := range map[packet.Reason]uint64{packet.NoSocket: steer.NoSocket, packet.Loop: steer.Loops} {
+	for reason, n := range map[packet.Reason]uint64{
+		packet.NoSocket: steer.NoSocket, packet.Loop: steer.Loops, packet.Denied: steer.Denied, packet.Banned: steer.Banned,
+	} {
 		if n > 0 {
 			dropped[reason.String()] = n
 		}

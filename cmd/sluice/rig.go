@@ -27,9 +27,11 @@ type rig struct {
 	backends []*rigBackend
 	vips     []netip.Addr
 	tunnel   string // the configuration's tunnel section, in YAML flow style; empty: none
+	limits   string // likewise its limits
 	// interfaces is the configuration's list of interfaces, in YAML flow style; empty: eth0.
 	interfaces string
 	clampMSS   string // the agents' --clamp-mss; empty: auto
+	cookies    bool   // the agents have the nodes' seed
 }
 
 // rigNode is one Sluice node.
@@ -59,6 +61,7 @@ type rigOptions struct {
 	queues   int
 	vips     []netip.Addr
 	clampMSS string
+	cookies  bool
 }
 
 // newRig makes the network and starts the agents; nodes are started by startNode, once they have a configuration.
@@ -70,7 +73,7 @@ func newRig(env *testenv.Env, o rigOptions) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{net: net, dir: o.dir, bin: o.bin, vips: o.vips, clampMSS: o.clampMSS}
+	r := &rig{net: net, dir: o.dir, bin: o.bin, vips: o.vips, clampMSS: o.clampMSS, cookies: o.cookies}
 	if err := os.WriteFile(r.path("group.key"), []byte("a seed that both nodes of the rig share"), 0o600); err != nil {
 		return nil, err
 	}
@@ -113,6 +116,9 @@ func (r *rig) startBackend(host *testenv.Host) error {
 	}
 	if r.clampMSS != "" {
 		args = append(args, "--clamp-mss", r.clampMSS)
+	}
+	if r.cookies {
+		args = append(args, "--cookie-seed", r.path("group.key"))
 	}
 	var err error
 	if b.agent, err = host.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-agent"), Args: args}); err != nil {
@@ -162,6 +168,9 @@ metrics: {listen: 127.0.0.1:9545}
 {{- with .Tunnel}}
 tunnel: {{.}}
 {{- end}}
+{{- with .Limits}}
+limits: {{.}}
+{{- end}}
 services:
 {{- range $s := .Services}}
   - name: {{.Name}}
@@ -189,7 +198,7 @@ func (b *rigBackend) Name() string { return b.name }
 func (r *rig) configure(n *rigNode, services ...rigService) error {
 	var b bytes.Buffer
 	err := rigConfig.Execute(&b, map[string]any{
-		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Interfaces": r.interfaces, "Services": services,
+		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Limits": r.limits, "Interfaces": r.interfaces, "Services": services,
 	})
 	if err != nil {
 		return err
@@ -250,8 +259,9 @@ func (n *rigNode) reload() (control.ReloadResult, error) {
 func checkBooks(st control.Status) error {
 	var errs []error
 	s := st.Traffic.Steer
-	if s.ToVIPs+s.Replies != s.Redirected+s.NoSocket+s.Loops {
-		errs = append(errs, fmt.Errorf("XDP: %d packets to VIPs and %d replies, but %d redirected + %d no_socket + %d loops", s.ToVIPs, s.Replies, s.Redirected, s.NoSocket, s.Loops))
+	if s.ToVIPs+s.Replies != s.Redirected+s.NoSocket+s.Loops+s.Denied+s.Banned {
+		errs = append(errs, fmt.Errorf("XDP: %d packets to VIPs and %d replies, but %d redirected + %d no_socket + %d loops + %d denied + %d banned",
+			s.ToVIPs, s.Replies, s.Redirected, s.NoSocket, s.Loops, s.Denied, s.Banned))
 	}
 	var received, out, sent, ring uint64
 	for _, w := range st.Traffic.Workers {

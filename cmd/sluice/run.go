@@ -215,6 +215,7 @@ func startNode(cfg *config.Config, table int, log *slog.Logger) (*forwarder.Node
 	}
 	c := forwarder.NodeConfig{
 		Keys: keys, Flows: cfg.Flows, Workers: cfg.Workers, CPUs: cfg.CPUs, BusyPoll: cfg.BusyPoll, Log: log,
+		Limits:  cfg.Limits.PerSource.Table,
 		TableFD: table, DirectoryFile: filepath.Join(cfg.StateDir, "slots.json"),
 	}
 	for _, i := range cfg.Interfaces {

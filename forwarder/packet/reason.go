@@ -6,8 +6,8 @@ import "fmt"
 // command line and the documentation all use its names. Names are stable; new reasons are added before NumReasons.
 type Reason uint8
 
-// The order is the order in which a packet meets the checks, but for NoSocket and Loop, which the XDP program counts
-// before any worker sees the packet. From NoBackend on the packet had a service.
+// The order is the order in which a packet meets the checks, but for those from NoSocket on, which the XDP program counts
+// before any worker sees the packet. From SourceLimit on the packet had a service.
 const (
 	None            Reason = iota // no reason: the packet was forwarded or answered
 	Truncated                     // truncated
@@ -34,6 +34,12 @@ const (
 	EchoLimit                     // echo_limit
 	FragmentOverlap               // fragment_overlap
 	FragmentUnknown               // fragment_unknown
+	SourceLimit                   // source_limit
+	ServiceLimit                  // service_limit
+	NodeLimit                     // node_limit
+	Challenged                    // challenged
+	ChallengeAnswer               // challenge_answer
+	Unproved                      // unproved
 	NoBackend                     // no_backend
 	BackendDown                   // backend_down
 	NoRoute                       // no_route
@@ -44,6 +50,8 @@ const (
 	EgressDown                    // egress_down
 	Internal                      // internal
 	NoSocket                      // no_socket
+	Denied                        // denied
+	Banned                        // banned
 	Loop                          // loop
 	NumReasons                    // how many there are, None included: the length of an array indexed by Reason
 )
@@ -74,6 +82,12 @@ var reasons = [NumReasons]struct{ name, sentence string }{
 	EchoLimit:       {"echo_limit", "The worker has answered as many echo requests as it does in a second."},
 	FragmentOverlap: {"fragment_overlap", "The fragment overlaps another one of its datagram (RFC 5722), or the datagram has too many."},
 	FragmentUnknown: {"fragment_unknown", "The first fragment of the datagram, which has the ports, did not come in time."},
+	SourceLimit:     {"source_limit", "Its source sends more than its limit allows."},
+	ServiceLimit:    {"service_limit", "The service takes no more than its limit for now."},
+	NodeLimit:       {"node_limit", "The node takes no more than its limit for now."},
+	Challenged:      {"challenged", "A SYN of a source that has not proved its address was answered with a challenge, which a client that exists meets and then sends it again; or any SYN, with a cookie."},
+	ChallengeAnswer: {"challenge_answer", "The reset that answers a challenge: it has proved its source, and goes no further."},
+	Unproved:        {"unproved", "The service is defended, and takes no more packets for now of flows without a word whose client has not proved its address."},
 	NoBackend:       {"no_backend", "No backend of the service takes traffic now."},
 	BackendDown:     {"backend_down", "The flow's backend is down, or a drain of it is over, and its flows are ended; the client is told by a TCP reset."},
 	NoRoute:         {"no_route", "The node has no usable route to the chosen backend, or for the reply of one."},
@@ -84,6 +98,8 @@ var reasons = [NumReasons]struct{ name, sentence string }{
 	EgressDown:      {"egress_down", "The outgoing interface is down or gone."},
 	Internal:        {"internal", "A fault inside the worker dropped the packet's batch; the log has the details."},
 	NoSocket:        {"no_socket", "The receive queue had no AF_XDP socket when the packet arrived."},
+	Denied:          {"denied", "The source is on a deny list."},
+	Banned:          {"banned", "The source was far over its limit, and is dropped in the XDP program for a while."},
 	Loop:            {"loop", "An encapsulated packet to a virtual IP came to this node itself, or came back to it."},
 }
 

@@ -7,22 +7,25 @@
 //   - Is the destination a VIP ([Steer.SetVIPs])? A packet to a VIP, whatever its protocol, goes to the AF_XDP socket of its
 //     receive queue: that is how a worker gets it. Where the queue has no socket it is dropped and counted, never given to
 //     the stack, which would answer it with a reset.
+//   - Is the source of such a packet banned for a while ([Steer.Ban]), or denied by an access list, the global one or that of
+//     the VIP's port ([Steer.SetACL])? Then it is dropped and counted instead.
 //   - Is it a tunnelled packet to a VIP, to or from the node itself ([Steer.SetLoops])? It would go round in circles, and is
 //     dropped and counted.
 //   - Does it come from where a NAT backend replies, or is it an ICMP error about a packet to there ([Steer.SetReplies])?
 //     Then it goes the way of a packet to a VIP, unless it is addressed to the node itself.
 //
 // All else passes: ARP, BGP, SSH, health probes and what answers them, frames of other VLANs or to other hosts' MACs. An
-// IPv6 packet with extension headers, other than a fragment header, is looked at for its destination only. A later fragment
-// of a reply is known by its first, so that it passes if it comes before that.
+// IPv6 packet with extension headers, other than a fragment header, is no reply and no tunnel. A later fragment of a reply is
+// known by its first, so that it passes if it comes before that.
 //
-// A [Steer] holds what all interfaces share: these sets and the counters. Each [Steer.Attach] loads the program once more,
-// with a socket map of its own, and gives a [Link], which is the attachment. The attachment lives exactly as long as its
-// Link: nothing is pinned, so when the process dies in whatever way the kernel detaches the program within some 50 ms.
-// Another's program on the interface is never replaced.
+// A [Steer] holds what all interfaces share: these sets, the access lists, the bans and the counters. Each [Steer.Attach]
+// loads the program once more, with a socket map of its own, and gives a [Link], which is the attachment. The attachment
+// lives exactly as long as its Link: nothing is pinned, so when the process dies in whatever way the kernel detaches the
+// program within some 50 ms. Another's program on the interface is never replaced.
 //
-// Memory: the maps are the kernel's; this package keeps only a copy of the sets that it last wrote. Any goroutine may call
+// Memory: the maps are the kernel's; this package keeps only a copy of what it last wrote, 28 bytes for an
+// entry of an access list. Any goroutine may call
 // any method. Attach and Queues mean the interface of that number or name in the network namespace of the calling thread.
 //
-// Needs Linux 5.9 (XDP links), CAP_BPF and CAP_NET_ADMIN.
+// Needs Linux 5.11 (XDP links, the coarse clock), CAP_BPF and CAP_NET_ADMIN.
 package steer

@@ -13,6 +13,29 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type steerAclDestinationKey struct {
+	_     structs.HostLayout
+	Bits  uint32
+	Vip   steerAddress
+	Proto uint8
+	Zero  uint8
+	Port  uint16
+}
+
+type steerAclKey struct {
+	_    structs.HostLayout
+	Bits uint32
+	List uint32
+	Addr steerAddress
+}
+
+type steerAclValue struct {
+	_      structs.HostLayout
+	Since  uint32
+	Before uint32
+	After  uint32
+}
+
 type steerAddress struct {
 	_    structs.HostLayout
 	Word [4]uint32
@@ -25,6 +48,8 @@ type steerCounters struct {
 	Loops      uint64
 	Redirected uint64
 	NoSocket   uint64
+	Denied     uint64
+	Banned     uint64
 }
 
 type steerPrefix struct {
@@ -62,27 +87,40 @@ type steerReplySource struct {
 }
 
 type steerWatched struct {
-	_       structs.HostLayout
-	Replies uint8
-	Own     uint8
-	GuePort uint16
+	_        structs.HostLayout
+	Replies  uint8
+	Own      uint8
+	GuePort  uint16
+	Refusals uint32
+	BanMasks struct {
+		_    structs.HostLayout
+		Ipv4 uint32
+		Ipv6 struct {
+			_    structs.HostLayout
+			Word [4]uint32
+		}
+	}
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	steerMapOwn            = "own"
-	steerMapReplyBlocks    = "reply_blocks"
-	steerMapReplyDatagrams = "reply_datagrams"
-	steerMapReplySources   = "reply_sources"
-	steerMapStats          = "stats"
-	steerMapVips           = "vips"
-	steerMapXsks           = "xsks"
-	steerProgSluiceSteer   = "sluice_steer"
-	steerVarOwnMac         = "own_mac"
-	steerVarVlan           = "vlan"
-	steerVarWatched        = "watched"
+	steerMapAcl             = "acl"
+	steerMapAclDestinations = "acl_destinations"
+	steerMapBans            = "bans"
+	steerMapOwn             = "own"
+	steerMapReplyBlocks     = "reply_blocks"
+	steerMapReplyDatagrams  = "reply_datagrams"
+	steerMapReplySources    = "reply_sources"
+	steerMapStats           = "stats"
+	steerMapVips            = "vips"
+	steerMapXsks            = "xsks"
+	steerProgSluiceSteer    = "sluice_steer"
+	steerVarAclGeneration   = "acl_generation"
+	steerVarOwnMac          = "own_mac"
+	steerVarVlan            = "vlan"
+	steerVarWatched         = "watched"
 )
 
 // loadSteer returns the embedded CollectionSpec for steer.
@@ -134,22 +172,26 @@ type steerProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerMapSpecs struct {
-	Own            *ebpf.MapSpec `ebpf:"own"`
-	ReplyBlocks    *ebpf.MapSpec `ebpf:"reply_blocks"`
-	ReplyDatagrams *ebpf.MapSpec `ebpf:"reply_datagrams"`
-	ReplySources   *ebpf.MapSpec `ebpf:"reply_sources"`
-	Stats          *ebpf.MapSpec `ebpf:"stats"`
-	Vips           *ebpf.MapSpec `ebpf:"vips"`
-	Xsks           *ebpf.MapSpec `ebpf:"xsks"`
+	Acl             *ebpf.MapSpec `ebpf:"acl"`
+	AclDestinations *ebpf.MapSpec `ebpf:"acl_destinations"`
+	Bans            *ebpf.MapSpec `ebpf:"bans"`
+	Own             *ebpf.MapSpec `ebpf:"own"`
+	ReplyBlocks     *ebpf.MapSpec `ebpf:"reply_blocks"`
+	ReplyDatagrams  *ebpf.MapSpec `ebpf:"reply_datagrams"`
+	ReplySources    *ebpf.MapSpec `ebpf:"reply_sources"`
+	Stats           *ebpf.MapSpec `ebpf:"stats"`
+	Vips            *ebpf.MapSpec `ebpf:"vips"`
+	Xsks            *ebpf.MapSpec `ebpf:"xsks"`
 }
 
 // steerVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
-	OwnMac  *ebpf.VariableSpec `ebpf:"own_mac"`
-	Vlan    *ebpf.VariableSpec `ebpf:"vlan"`
-	Watched *ebpf.VariableSpec `ebpf:"watched"`
+	AclGeneration *ebpf.VariableSpec `ebpf:"acl_generation"`
+	OwnMac        *ebpf.VariableSpec `ebpf:"own_mac"`
+	Vlan          *ebpf.VariableSpec `ebpf:"vlan"`
+	Watched       *ebpf.VariableSpec `ebpf:"watched"`
 }
 
 // steerObjects contains all objects after they have been loaded into the kernel.
@@ -172,17 +214,23 @@ func (o *steerObjects) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerMaps struct {
-	Own            *ebpf.Map `ebpf:"own"`
-	ReplyBlocks    *ebpf.Map `ebpf:"reply_blocks"`
-	ReplyDatagrams *ebpf.Map `ebpf:"reply_datagrams"`
-	ReplySources   *ebpf.Map `ebpf:"reply_sources"`
-	Stats          *ebpf.Map `ebpf:"stats"`
-	Vips           *ebpf.Map `ebpf:"vips"`
-	Xsks           *ebpf.Map `ebpf:"xsks"`
+	Acl             *ebpf.Map `ebpf:"acl"`
+	AclDestinations *ebpf.Map `ebpf:"acl_destinations"`
+	Bans            *ebpf.Map `ebpf:"bans"`
+	Own             *ebpf.Map `ebpf:"own"`
+	ReplyBlocks     *ebpf.Map `ebpf:"reply_blocks"`
+	ReplyDatagrams  *ebpf.Map `ebpf:"reply_datagrams"`
+	ReplySources    *ebpf.Map `ebpf:"reply_sources"`
+	Stats           *ebpf.Map `ebpf:"stats"`
+	Vips            *ebpf.Map `ebpf:"vips"`
+	Xsks            *ebpf.Map `ebpf:"xsks"`
 }
 
 func (m *steerMaps) Close() error {
 	return _SteerClose(
+		m.Acl,
+		m.AclDestinations,
+		m.Bans,
 		m.Own,
 		m.ReplyBlocks,
 		m.ReplyDatagrams,
@@ -197,9 +245,10 @@ func (m *steerMaps) Close() error {
 //
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
-	OwnMac  *ebpf.Variable `ebpf:"own_mac"`
-	Vlan    *ebpf.Variable `ebpf:"vlan"`
-	Watched *ebpf.Variable `ebpf:"watched"`
+	AclGeneration *ebpf.Variable `ebpf:"acl_generation"`
+	OwnMac        *ebpf.Variable `ebpf:"own_mac"`
+	Vlan          *ebpf.Variable `ebpf:"vlan"`
+	Watched       *ebpf.Variable `ebpf:"watched"`
 }
 
 // steerPrograms contains all programs after they have been loaded into the kernel.

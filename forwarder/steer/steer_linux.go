@@ -14,13 +14,17 @@ import (
 // sharedData is the section of the global variables that all interfaces have in common.
 const sharedData = ".data.shared"
 
+// aclData is that of the generation of the access lists.
+const aclData = ".data.acl"
+
 // sharedMaps are what the programs on all interfaces have in common.
 var sharedMaps = []string{
 	steerMapVips, steerMapOwn, steerMapReplySources, steerMapReplyBlocks, steerMapReplyDatagrams, steerMapStats, sharedData,
+	steerMapAcl, steerMapAclDestinations, aclData, steerMapBans,
 }
 
 // Steer is what the programs on all interfaces share: the set of VIPs, the sources of replies, the node's own addresses,
-// and the counters.
+// the access lists, the bans, and the counters.
 type Steer struct {
 	spec *ebpf.CollectionSpec // the program, with its shared maps sized; copied for each interface
 	maps map[string]*ebpf.Map // the shared ones
@@ -31,9 +35,14 @@ type Steer struct {
 	own     mirror[netip.Prefix, uint8]
 	sources mirror[endpoint, steerReplySource]
 	blocks  mirror[portBlock, steerReplyBlock]
+
+	// Each has a lock of its own, taken before mu: a change of long lists delays nothing else.
+	acl  acl
+	bans bans
 }
 
-// Stats is what the programs counted on all interfaces since New. ToVIPs + Replies = Redirected + NoSocket + Loops.
+// Stats is what the programs counted on all interfaces since New.
+// ToVIPs + Replies = Redirected + NoSocket + Loops + Denied + Banned.
 type Stats struct {
 	// Packets whose destination is a VIP. A packet in a loop, which has the VIP as destination inside its outer headers,
 	// is one of them.
@@ -42,14 +51,23 @@ type Stats struct {
 	Loops      uint64 // packets that went round in circles, dropped
 	Redirected uint64 // packets given to an AF_XDP socket
 	NoSocket   uint64 // packets dropped because their queue has no socket
+	Denied     uint64 // packets dropped because a list denies their source (see SetACL)
+	Banned     uint64 // packets dropped because their source is banned (see Ban)
 }
 
-// New makes the shared maps, with room for maxVIPs addresses and for maxReplies pairs of address and protocol from which
-// replies come (see [Steer.SetReplies]). No frame is touched before [Steer.Attach].
-func New(maxVIPs, maxReplies int) (_ *Steer, err error) {
+// New makes the shared maps, with room for maxVIPs addresses, for maxReplies pairs of address and protocol from which
+// replies come (see [Steer.SetReplies]), and for maxACL entries of all access lists together (see [Steer.SetACL]; 0:
+// [DefaultACLEntries]). No frame is touched before [Steer.Attach].
+func New(maxVIPs, maxReplies, maxACL int) (_ *Steer, err error) {
 	if maxVIPs < 1 || maxReplies < 1 {
 		return nil, fmt.Errorf("new steer: room for %d VIPs and %d sources of replies; at least 1 of each is needed",
 			maxVIPs, maxReplies)
+	}
+	if maxACL < 0 || maxACL > maxACLEntries {
+		return nil, fmt.Errorf("new steer: room for %d entries of access lists; at most %d can be", maxACL, maxACLEntries)
+	}
+	if maxACL == 0 {
+		maxACL = DefaultACLEntries
 	}
 	spec, err := loadSteer()
 	if err != nil {
@@ -60,8 +78,13 @@ func New(maxVIPs, maxReplies int) (_ *Steer, err error) {
 	// While the set changes, old and new blocks are there together.
 	spec.Maps[steerMapReplyBlocks].MaxEntries = uint32(2 * maxReplies)
 
+	// Likewise; and the one more lets old kernels (before Linux 6.13) replace an element of a trie that is full.
+	spec.Maps[steerMapAcl].MaxEntries = uint32(2*maxACL + 1)
+	spec.Maps[steerMapAclDestinations].MaxEntries = 2*maxDestinations + 1
+
 	// Loading the program would ask for that by itself, and refuse a map without.
 	spec.Maps[sharedData].Flags |= unix.BPF_F_MMAPABLE
+	spec.Maps[aclData].Flags |= unix.BPF_F_MMAPABLE
 
 	s := &Steer{spec: spec, maps: make(map[string]*ebpf.Map)}
 	for _, name := range sharedMaps {
@@ -77,11 +100,21 @@ func New(maxVIPs, maxReplies int) (_ *Steer, err error) {
 	s.sources = newMirror[endpoint, steerReplySource](s.maps[steerMapReplySources], "source of replies", endpoint.key)
 	s.blocks = newMirror[portBlock, steerReplyBlock](s.maps[steerMapReplyBlocks], "reply ports", portBlock.key)
 	s.blocks.room = maxReplies
+	if err := s.acl.open(s.maps, maxACL); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("new steer: %w", err)
+	}
+	s.bans.kernel = s.maps[steerMapBans]
+	if err := s.SetBanBits(32, 64); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("new steer: %w", err)
+	}
 	return s, nil
 }
 
 // Close lets go of the shared maps. Links stay attached, with the VIPs they have, until they are closed themselves.
 func (s *Steer) Close() (err error) {
+	err = s.acl.close()
 	for _, m := range s.maps {
 		err = errors.Join(err, m.Close())
 	}
@@ -161,6 +194,22 @@ func (s *Steer) watch(w steerWatched) error {
 	return nil
 }
 
+// What of a packet to a VIP the programs look at before they take it; as in bpf/steer.c.
+const (
+	byBans  = 1
+	byACL   = 2
+	byLists = 4
+)
+
+// refuse changes what they look at: first the bits clear are cleared, then the bits set are set.
+func (s *Steer) refuse(set, clear uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	watched := s.watched
+	watched.Refusals = watched.Refusals&^clear | set
+	return s.watch(watched)
+}
+
 func flag(on bool) uint8 {
 	if on {
 		return 1
@@ -182,6 +231,8 @@ func (s *Steer) Stats() (Stats, error) {
 		sum.Loops += c.Loops
 		sum.Redirected += c.Redirected
 		sum.NoSocket += c.NoSocket
+		sum.Denied += c.Denied
+		sum.Banned += c.Banned
 	}
 	return sum, nil
 }

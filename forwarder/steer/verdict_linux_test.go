@@ -46,7 +46,7 @@ func newRig(t *testing.T, maxVIPs int, vips ...netip.Addr) *rig {
 func newSizedRig(t testing.TB, maxVIPs, maxReplies int, o AttachOptions, vips ...netip.Addr) *rig {
 	t.Helper()
 	testenv.RequireRoot(t)
-	s, err := New(maxVIPs, maxReplies)
+	s, err := New(maxVIPs, maxReplies, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -411,7 +411,7 @@ func TestVIPThatStaysIsNeverMissed(t *testing.T) {
 
 func TestNewRefusesNonsense(t *testing.T) {
 	for _, room := range [][2]int{{0, 1}, {1, 0}, {-1, 1}} {
-		if _, err := New(room[0], room[1]); err == nil {
+		if _, err := New(room[0], room[1], 0); err == nil {
 			t.Errorf("room for %d VIPs and %d sources of replies was accepted", room[0], room[1])
 		}
 	}

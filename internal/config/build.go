@@ -42,6 +42,10 @@ func (v value) config() *Config {
 	c.Flows, _ = top.field("flows").amount(minFlows, maxFlows)
 	p.tunnel = top.section("tunnel")
 	c.Tunnel = p.tunnel.tunnel()
+	p.synDefence, _ = top.field("syn_defence").synDefence()
+	c.SYNDefence = p.synDefence
+	limits := top.section("limits")
+	c.Limits = limits.limits(p)
 	c.Services = top.field("services").services(p)
 	metrics := top.section("metrics")
 	c.Metrics.Listen, _ = metrics.field("listen").addrPort()
@@ -57,6 +61,8 @@ func (v value) config() *Config {
 	vips := vipLines(p.services)
 	refuseLoops(p.services, vips)
 	p.refuseSources(c, vips)
+	p.warnOfLimits()
+	p.warnOfDenied(c)
 	if v.d.machine != nil {
 		p.checkMachine(c, v.d.machine)
 	}
@@ -178,6 +184,9 @@ type places struct {
 	interfaces []value // names, in the order of Config.Interfaces
 	tunnel     mapping
 	services   []placed
+	synDefence SYNDefence // of services that say nothing else
+	perSource  limited    // of Config.Limits
+	node       limited
 }
 
 // placed is a service and where its parts stand.
@@ -185,6 +194,7 @@ type placed struct {
 	Service
 	vip, ports, forward, scheduler value
 	addresses, weights             []value // of Backends, alike in order
+	perSource, total               limited // of Limits
 }
 
 func (v value) services(p *places) (out []Service) {
@@ -203,6 +213,7 @@ func (v value) services(p *places) (out []Service) {
 			continue
 		}
 		s := m.service(seen)
+		m.guard(&s, p.synDefence)
 		slots += len(s.Backends)
 		p.services = append(p.services, s)
 		out = append(out, s.Service)

@@ -39,6 +39,8 @@ type Config struct {
 	Flows      uint64        `yaml:"flows"` // flows the table is meant for; takes effect at the next start
 	Tunnel     Tunnel        `yaml:"tunnel"`
 	Services   []Service     `yaml:"services"`
+	Limits     Limits        `yaml:"limits"`
+	SYNDefence SYNDefence    `yaml:"syn_defence"` // of services that say nothing else
 	Metrics    Metrics       `yaml:"metrics"`
 	DrainTime  time.Duration `yaml:"drain_time"`
 	Log        Log           `yaml:"log"`
@@ -134,6 +136,8 @@ type Service struct {
 	OnDown       OnDown        `yaml:"on_down"`
 	FlowTable    bool          `yaml:"flow_table"`          // flows have words in the flow table
 	Lifetimes    Lifetimes     `yaml:"lifetimes,omitempty"` // zero without FlowTable
+	Limits       ServiceLimits `yaml:"limits,omitempty"`    // beside Config.Limits: a packet has to keep both
+	SYNDefence   SYNDefence    `yaml:"syn_defence"`         // what is in force for the service; off for UDP
 	Check        *Check        `yaml:"check,omitempty"`     // nil: the backends count as up
 	Backends     []Backend     `yaml:"backends"`            // at least one, in the file's order
 }
@@ -395,8 +399,8 @@ func (c *Config) VIPs() []netip.Addr {
 	return slices.Compact(vips)
 }
 
-// Canonical returns c as YAML with every field written out and no comment. Parsing it gives c again, but for the seed,
-// which it does not hold.
+// Canonical returns c as YAML with every field written out and no comment. Parsing it gives c again, but for the seed
+// and what was found in files of prefixes, which it does not hold.
 func (c *Config) Canonical() []byte {
 	out, err := yaml.Marshal(c)
 	if err != nil {
@@ -406,9 +410,19 @@ func (c *Config) Canonical() []byte {
 	return out
 }
 
-// Hash names the configuration: twelve hexadecimal digits of the SHA-256 of its canonical form. Comments, order of
-// fields and defaults written out or left away do not change it. The seed is not part of it.
+// Hash names the configuration: twelve hexadecimal digits of the SHA-256 of its canonical form and of what Load found in the
+// files of prefixes that it names. Comments, order of fields and defaults written out or left away do not change it. The
+// seed is not part of it.
 func (c *Config) Hash() string {
-	sum := sha256.Sum256(c.Canonical())
+	data := c.Canonical()
+	if a := &c.Limits.ACL; a.digest != (ACL{}).digest {
+		data = append(data, a.digest[:]...)
+	}
+	for i := range c.Services {
+		if a := &c.Services[i].Limits.ACL; a.digest != (ACL{}).digest {
+			data = append(data, a.digest[:]...) // the canonical form says whose files these are
+		}
+	}
+	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:6])
 }

@@ -14,7 +14,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Load reads and checks the file at path, and what it refers to: the seed file and the group of the control socket. A
+// Load reads and checks the file at path, and what it refers to: the seed file, the files of prefixes, and the group of the
+// control socket. A
 // file that was read and refused is an *Error; any other error says why it could not be read. The warnings are there
 // in either case.
 func Load(path string) (*Config, []Warning, error) {
@@ -31,7 +32,7 @@ func LoadFor(path string, m *Machine) (*Config, []Warning, error) {
 }
 
 // Parse checks a file's content under the name that problems are to carry. It reads no other file, so that the seed
-// stays zero. It asks the system for the host name if the content has no node. Errors are always an *Error.
+// stays zero and files of prefixes count as empty. It asks the system for the host name if the content has no node. Errors are always an *Error.
 func Parse(name string, data []byte) (*Config, []Warning, error) {
 	d := decoder{file: name}
 	return d.parse(data)
@@ -45,8 +46,10 @@ type decoder struct {
 	problems   []Problem // the first maxKept of them
 	refused    int       // how many there were
 	warnings   []Problem
-	visited    int // nodes looked at, counting one again each time an alias leads to it
-	most       int // how many of them may be
+	files      map[string]*listFile // of prefixes, by path
+	prefixes   int                  // of all ACLs so far
+	visited    int                  // nodes looked at, counting one again each time an alias leads to it
+	most       int                  // how many of them may be
 	tired      bool
 }
 
@@ -71,14 +74,14 @@ func (d *decoder) load() (*Config, []Warning, error) {
 
 func (d *decoder) parse(data []byte) (*Config, []Warning, error) {
 	c := d.document(data)
-	sortProblems(d.problems)
-	sortProblems(d.warnings)
+	sortProblems(d.file, d.problems)
+	sortProblems(d.file, d.warnings)
 	if len(d.problems) == 0 {
 		return c, d.warnings, nil
 	}
 	if n := max(d.refused, len(d.problems)) - maxProblems; n > 0 && len(d.problems) > maxProblems {
 		last := d.problems[maxProblems]
-		d.problems = append(d.problems[:maxProblems], Problem{File: d.file, Line: last.Line, Column: last.Column,
+		d.problems = append(d.problems[:maxProblems], Problem{File: last.File, Line: last.Line, Column: last.Column,
 			Text: fmt.Sprintf("found %d more problems from here on", n)})
 	}
 	return nil, d.warnings, &Error{Problems: d.problems}
@@ -172,7 +175,10 @@ func (v value) expected() string {
 	if f := fields[v.schema]; f != nil {
 		return kinds[f.kind]
 	}
-	return kinds["mapping"] // the top, and the elements of lists
+	if f := fields[strings.TrimSuffix(v.schema, "[]")]; f != nil && elements[f.kind] != "" {
+		return kinds[elements[f.kind]]
+	}
+	return kinds["mapping"] // the top, and the elements of other lists
 }
 
 // describe says what v holds, on one line of bounded length.

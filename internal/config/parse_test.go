@@ -54,15 +54,18 @@ func TestDefaults(t *testing.T) {
 		Services: []Service{{
 			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: TCP, Ports: Ports{{80, 80}}, Forward: ForwardIPIP,
 			OnNoBackend: NoBackendDrop, Scheduler: SchedulerMaglev, TableSize: 65537, OnDown: DownKeep, FlowTable: true,
-			Lifetimes: Lifetimes{New: 2 * time.Hour, Established: 2 * time.Hour, Closing: 30 * time.Second},
+			Lifetimes:  Lifetimes{New: 2 * time.Hour, Established: 2 * time.Hour, Closing: 30 * time.Second},
+			SYNDefence: SYNOff,
 			Backends: []Backend{
 				{Name: "a", Address: netip.MustParseAddr("10.0.0.1"), Weight: 100},
 				{Name: "b", Address: netip.MustParseAddr("10.0.0.2"), Weight: 100},
 			},
 		}},
-		Metrics:   Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9545")},
-		DrainTime: 30 * time.Second,
-		Log:       Log{Level: "info", Format: "text"},
+		Limits:     Limits{PerSource: SourceLimits{IPv4Prefix: 32, IPv6Prefix: 64, Table: 1_000_000}},
+		SYNDefence: SYNOff,
+		Metrics:    Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9545")},
+		DrainTime:  30 * time.Second,
+		Log:        Log{Level: "info", Format: "text"},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", c, want)
@@ -300,6 +303,8 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(strings.NewReplacer("forward: nat", "forward: nat\n    clamp_mss: off\n    on_no_backend: reject", "name: eth0", "name: eth0\n    vlan: 7").Replace(nat)))
 	f.Add([]byte(weighing(with("scheduler: source\n    source_prefix: 24\n    table_size: 251\n    slow_start: 1m\n    on_down: reset"), 0, 65535)))
 	f.Add([]byte(udp(with("flow_table: off\n    lifetimes: {new: 1m, established: 5s, closing: 2h}"))))
+	f.Add([]byte("limits: {deny: [10.0.0.0/8, '::/0', 192.0.2.1], allow_files: [/b, /a], per_source: {packets: 50k/s, burst: 100ms}, node: {syns: 7/s, action: observe}}\n" +
+		"syn_defence: auto\n" + with("syn_defence: challenge\n    limits: {allow: ['2001:db8::/32'], total: {flows: 1M/s}}")))
 	f.Add([]byte("a: [\x00"))
 	f.Add([]byte("? {a: b}\n: !!binary x\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -9,7 +9,7 @@ import (
 
 // Problem is one thing that is wrong, or doubtful, in a configuration file.
 type Problem struct {
-	File   string `json:"file"`
+	File   string `json:"file"`   // the configuration file, or a file of prefixes that it names
 	Line   int    `json:"line"`   // 1-based
 	Column int    `json:"column"` // 1-based, in characters; 1 when only the line is known
 	Path   string `json:"path"`   // such as services[0].vip; empty when it concerns the file as a whole
@@ -27,7 +27,8 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%s:%d:%d: %s: %s", p.File, p.Line, p.Column, p.Path, p.Text)
 }
 
-// Error is a file that was refused. Problems is never empty and in the order of the file.
+// Error is a file that was refused. Problems is never empty and in the order of the file; those of files that it names come
+// after its own.
 type Error struct{ Problems []Problem }
 
 // Error returns all problems, one a line.
@@ -39,9 +40,16 @@ func (e *Error) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-func sortProblems(list []Problem) {
+// sortProblems puts those of the configuration file first.
+func sortProblems(file string, list []Problem) {
 	slices.SortStableFunc(list, func(a, b Problem) int {
-		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+		if a.File != b.File && (a.File == file || b.File == file) {
+			if a.File == file {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
 }
 

@@ -83,7 +83,11 @@ func TestSchemaIsTheType(t *testing.T) {
 		case typ.Kind() == reflect.Struct && typ.PkgPath() == reflect.TypeFor[Config]().PkgPath():
 			for i := range typ.NumField() {
 				name, _, _ := strings.Cut(typ.Field(i).Tag.Get("yaml"), ",")
-				if name == "-" {
+				if name == "-" || !typ.Field(i).IsExported() {
+					continue
+				}
+				if typ.Field(i).Anonymous {
+					walk(typ.Field(i).Type, path)
 					continue
 				}
 				inType[join(path, name)] = true
@@ -122,8 +126,8 @@ sluice.yaml:12:10: services[0].vip: found "192.0.2.10/32", expected an IPv4 or I
 - Names are text: a name of digits only needs quotes. Numbers are plain decimal digits, durations have a unit.
 - Anchors and aliases work for whole values; merge keys (` + "`<<`" + `) do not.
 - Fields without default are required, or mean what their description says when they are left out.
-- Changes of ` + "`interfaces`, `workers`, `cpus`, `busy_poll`, `flows`, `group`, `state_dir`, `control`, `metrics` and `log.format`" + `
-  take effect at the next start; all else at a reload, without touching a connection.
+- Changes of ` + "`interfaces`, `workers`, `cpus`, `busy_poll`, `flows`, `limits.per_source.table`, `group`, `state_dir`, `control`," + `
+  ` + "`metrics` and `log.format`" + ` take effect at the next start; all else at a reload, without touching a connection.
 
 | field | default | value | what it does |
 |---|---|---|---|
@@ -190,7 +194,56 @@ A flow that has a word in the flow table stays on its backend, whatever changes 
 - **Without a flow table** there is nothing to finish: a backend's datagrams go elsewhere as soon as it takes no new flows, and TCP
   packets other than SYNs go to it as long as the lookup table names it and it is not down.
 
-[flows.md](flows.md) tells more: what schedulers promise, what happens when the flow table is full, what can still break a flow.
+## Access lists, limits and floods
+
+A packet to a VIP has to pass, in this order, the access list at the top and that of its service, the limits, and, if it is a
+SYN, the SYN defence. What is left out costs nothing.
+
+**Access lists** (` + "`deny`, `allow`, `deny_files`, `allow_files`" + `) say which sources may send:
+
+- The longest prefix that holds a source decides, whichever list or file it is from; a source that no prefix holds is allowed. So
+  ` + "`deny: [0.0.0.0/0, \"::/0\"]`" + ` with ` + "`allow`" + ` admits only who is named.
+- A packet has to pass the list at the top and that of its service: a service cannot allow what the top denies.
+  Fragments after the first and ICMP errors, which name no port, pass the list at the top only.
+- A prefix that is both allowed and denied in one place is refused, with both lines. In the configuration file each prefix stands
+  once; files may repeat each other. Prefixes without their host bits only, and IPv4 never as ` + "`::ffff:…`" + `.
+- A file that is missing, or has a line that is neither prefix, address nor comment, makes the configuration refused, and then
+  the lists in force stay. A changed file takes effect at a reload, which changes what has changed in it, all at once.
+- Replies of backends with ` + "`forward: nat`" + `, health probes and all traffic that is not to a VIP pass no list.
+
+A denied packet is dropped in the XDP program, before it costs a worker anything.
+
+**Limits** are rates of packets, of SYNs and of flows that get a word in the flow table. A source is an IPv4 address or an IPv6
+/64, unless ` + "`ipv4_prefix` and `ipv6_prefix`" + ` say otherwise. There are four of each rate, and all that are set must let a packet
+pass:
+
+| | of each source | of all sources |
+|---|---|---|
+| to all services | ` + "`limits.per_source` | `limits.node`" + ` |
+| to one service | ` + "`services[].limits.per_source` | `services[].limits.total`" + ` |
+
+- Who stays below a rate is never held up. Of others, as much passes at once as the rate has in the time ` + "`burst`" + `, and then so
+  many a second; what is beyond is dropped or, with ` + "`action: observe`" + `, counted only.
+- A source that sends more than twice its ` + "`limits.per_source.packets`" + ` is dropped in the XDP program for ten seconds at a time
+  (` + "`banned`" + `), so that it costs the workers nothing; with ` + "`observe`" + ` it is not.
+- What sources have sent is kept in ` + "`limits.per_source.table`" + ` words, whatever the number of sources: with more of them at a
+  time, some are forgotten and may send a burst again.
+- Per-source limits cannot see a flood with forged sources, a new one for each packet. Ceilings can, but they do not tell users
+  from attackers; against SYNs there is the SYN defence.
+- Limits that cannot work are refused: of SYNs for UDP, of flows with ` + "`flow_table: off`" + `, a burst of less than one event. Limits that
+  never apply since another one is lower are warned of.
+
+**The SYN defence** ` + "`challenge`" + ` answers the first SYN of a source with a SYN-ACK whose acknowledgement number is wrong and keyed. A
+real client answers with a RST that carries this number, which proves that its address is not forged, and sends its SYN again,
+which then passes, as do its next ones for a while. Nothing is kept about a source before that. Linux clients send the SYN again
+after some 10 ms, others after about 1 s. Connections that exist never notice. ` + "`auto`" + ` does this for a service only while its SYNs
+flood, by their rate against the handshakes that are completed; both turns are logged. ` + "`cookie`" + ` answers every SYN with the
+SYN-ACK that the backend would send, but for its sequence number, a keyed cookie: nothing is sent twice, and the backends see no SYN,
+only connections whose client is real. For that the agents of all backends need the group's seed (` + "`sluice-agent run --cookie-seed`" + `,
+Linux 6.9), else they reset the connections.
+
+[floods.md](floods.md) tells what to set, and what to look at. [flows.md](flows.md) tells more about flows: what schedulers promise, what happens when the flow table is full, what can still
+break a flow.
 `)
 	return b.Bytes()
 }

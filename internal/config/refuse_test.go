@@ -7,7 +7,7 @@ import (
 )
 
 func TestRefusals(t *testing.T) {
-	for _, row := range slices.Concat(refusals, forwardingRefusals, flowRefusals) {
+	for _, row := range slices.Concat(refusals, forwardingRefusals, flowRefusals, limitRefusals) {
 		t.Run(row.name, func(t *testing.T) {
 			data := strings.Replace(valid, row.old, row.new, 1) // an empty old puts new in front
 			if data == valid && row.old != valid {
@@ -72,10 +72,10 @@ var refusals = []refusal{
 		"f:2:5: interfaces[0]: found \"eth0\", expected a mapping",
 	}},
 	{"unknown field at the top", "", "nodes: lb1\n", []string{
-		"f:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log (did you mean node?)",
+		"f:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, metrics, drain_time, log (did you mean node?)",
 	}},
 	{"unknown field, nothing near", "", "zebra: 1\n", []string{
-		"f:1:1: found unknown field \"zebra\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log",
+		"f:1:1: found unknown field \"zebra\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, metrics, drain_time, log",
 	}},
 	{"unknown field in a backend", "        address: 10.0.0.2\n", "        adress: 10.0.0.2\n", []string{
 		"f:12:9: services[0].backends[1]: found no address, expected an IPv4 or IPv6 address",
@@ -101,12 +101,6 @@ var refusals = []refusal{
 	}},
 	{"a value of an own tag", "", "node: !x lb1\n", []string{
 		"f:1:7: node: found a value tagged !x, expected a name of 1 to 63 letters, digits, dots, dashes and underscores (put it in quotes if it is meant as text)",
-	}},
-	{"limits", "", "limits: {per_source: {packets: 50k/s}}\n", []string{
-		"f:1:1: found unknown field \"limits\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log (this version has no limits)",
-	}},
-	{"SYN defence", "", "syn_defence: auto\n", []string{
-		"f:1:1: found unknown field \"syn_defence\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, metrics, drain_time, log (this version has no SYN defence)",
 	}},
 	{"GUE port 0", "", "tunnel: {gue_port: 0}\n", []string{
 		"f:1:20: tunnel.gue_port: found 0, expected a number from 1 to 65535",
@@ -338,7 +332,7 @@ var refusals = []refusal{
 	{"several at once", "    protocol: tcp\n    ports: 80\n", "    protocol: tpc\n    ports: 800000\n    color: red\n", []string{
 		"f:6:15: services[0].protocol: found \"tpc\", expected tcp or udp (did you mean tcp?)",
 		"f:7:12: services[0].ports: found 800000, expected a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
-		"f:8:5: services[0]: found unknown field \"color\", expected one of name, vip, protocol, ports, forward, clamp_mss, on_no_backend, scheduler, source_prefix, table_size, slow_start, on_down, flow_table, lifetimes, check, backends",
+		"f:8:5: services[0]: found unknown field \"color\", expected one of name, vip, protocol, ports, forward, clamp_mss, on_no_backend, scheduler, source_prefix, table_size, slow_start, on_down, flow_table, lifetimes, limits, syn_defence, check, backends",
 	}},
 	{"no backends", "    backends:\n      - name: a\n        address: 10.0.0.1\n      - name: b\n        address: 10.0.0.2\n", "", []string{
 		"f:4:5: services[0]: found no backends, expected a list",

@@ -63,6 +63,24 @@ var schema = []field{
 	{"services[].lifetimes.new", "duration", "2h", false, "Of a flow that is new: until a packet comes in a later tick of the table's clock, which ticks every 2.15 s, than the one that gave it its word; never longer by default than `established`. When the table is full, such words give way first, however long they may live."},
 	{"services[].lifetimes.established", "duration", "2h", false, "Of a flow from then on. A flow that is idle needs keep-alives more often than that."},
 	{"services[].lifetimes.closing", "duration", "30s", false, "Of a flow whose client has sent a FIN or RST. A further packet gives it the full time again. For TCP only."},
+	{"services[].limits", "mapping", "", false, "Who may send to this service, and how much. A packet has to pass these limits and those at the top."},
+	{"services[].limits.deny", "sources", "", false, "Sources that are denied, as in `limits.deny`."},
+	{"services[].limits.allow", "sources", "", false, "Sources that are allowed, as in `limits.allow`."},
+	{"services[].limits.deny_files", "paths", "", false, "Files of sources that are denied, as in `limits.deny_files`."},
+	{"services[].limits.allow_files", "paths", "", false, "Files of sources that are allowed, as in `limits.allow_files`."},
+	{"services[].limits.per_source", "mapping", "", false, "How much each source may send to this service. What is a source is said by `limits.per_source`."},
+	{"services[].limits.per_source.packets", "rate", "", false, "Packets of one source."},
+	{"services[].limits.per_source.syns", "rate", "", false, "TCP SYNs of one source. Not for UDP."},
+	{"services[].limits.per_source.flows", "rate", "", false, "New words of one source in the flow table. Not with `flow_table: off`."},
+	{"services[].limits.per_source.burst", "duration", "1s", false, "How much of each rate may come at once, as in `limits.per_source.burst`."},
+	{"services[].limits.per_source.action", "action", "drop", false, "What becomes of packets beyond these rates, as in `limits.per_source.action`."},
+	{"services[].limits.total", "mapping", "", false, "How much all sources together may send to this service: its ceilings."},
+	{"services[].limits.total.packets", "rate", "", false, "Packets of all sources."},
+	{"services[].limits.total.syns", "rate", "", false, "TCP SYNs of all sources. Not for UDP."},
+	{"services[].limits.total.flows", "rate", "", false, "New words of all sources in the flow table. Not with `flow_table: off`."},
+	{"services[].limits.total.burst", "duration", "1s", false, "How much of each rate may come at once, as in `limits.per_source.burst`."},
+	{"services[].limits.total.action", "action", "drop", false, "What becomes of packets beyond these rates, as in `limits.per_source.action`."},
+	{"services[].syn_defence", "syndefence", "", false, "The service's own `syn_defence`. Without it, the one at the top; for UDP it is off."},
 	{"services[].check", "mapping", "", false, "How healthd probes the backends, at their own addresses. Without it, all of them count as up."},
 	{"services[].check.type", "check", "", true, "`tcp`: a connection is accepted. `http`: GET answers with a status from 200 to 399; redirects are not followed."},
 	{"services[].check.port", "port", "", false, "The TCP port to probe. Required unless the service is TCP and its backends receive on a single port, which is then taken."},
@@ -76,6 +94,29 @@ var schema = []field{
 	{"services[].backends[].address", "backend", "", true, "The backend's own address, to which packets are sent. Never a VIP, never the node's own. The same address may stand in several services; each counts its flows there for itself."},
 	{"services[].backends[].port", "port", "", false, "The port that the backend receives on, with `forward: nat` and for a service with a single port. Without it, the one that the client used."},
 	{"services[].backends[].weight", "weight", "100", false, "The backend's share of new flows, in proportion to the weights of the others (0 to 65535). 0: it takes no new flow, and the flows that it has finish."},
+
+	{"limits", "mapping", "", false, "Who may send, and how much, to all services together."},
+	{"limits.deny", "sources", "", false, "Prefixes and addresses of sources whose packets to VIPs are dropped. Of all lists and files of one place the longest prefix that holds a source decides; a source that none holds is allowed."},
+	{"limits.allow", "sources", "", false, "Prefixes and addresses of sources that are allowed, to except them from a shorter prefix that is denied."},
+	{"limits.deny_files", "paths", "", false, "Absolute paths of files of sources that are denied: a prefix or an address a line; `#` begins a comment, and blank lines do not count. They are read at the start and at every reload. The lists and files of one place hold up to a million prefixes, all of a configuration four million."},
+	{"limits.allow_files", "paths", "", false, "The same of sources that are allowed."},
+	{"limits.per_source", "mapping", "", false, "How much each source may send to all services together."},
+	{"limits.per_source.ipv4_prefix", "count", "32", false, "How many leading bits of an IPv4 address are one source (8 to 32), for the limits of services too."},
+	{"limits.per_source.ipv6_prefix", "count", "64", false, "The same for IPv6 (16 to 128)."},
+	{"limits.per_source.packets", "rate", "", false, "Packets of one source. Rates are from 1/s to 1000M/s, and one that is left out limits nothing."},
+	{"limits.per_source.syns", "rate", "", false, "TCP SYNs of one source."},
+	{"limits.per_source.flows", "rate", "", false, "Flows of one source that get a word in the flow table."},
+	{"limits.per_source.burst", "duration", "1s", false, "How much of each rate may come at once: so long a time's worth of it, which must be one event at least (100ms to 10s)."},
+	{"limits.per_source.action", "action", "drop", false, "What becomes of packets beyond these rates. `drop` drops them; `observe` counts them and lets them go on, to find out what a limit would do."},
+	{"limits.per_source.table", "amount", "1M", false, "For how many limits of sources there is room at a time, at 16 bytes each (1k to 1000M): a source takes one place for each limit that applies to it, the limits of services included. As much again is taken for sources that have proved their address. A change takes effect at the next start."},
+	{"limits.node", "mapping", "", false, "How much all sources together may send to all services: the ceilings of the node."},
+	{"limits.node.packets", "rate", "", false, "Packets of all sources."},
+	{"limits.node.syns", "rate", "", false, "TCP SYNs of all sources."},
+	{"limits.node.flows", "rate", "", false, "New words of all sources in the flow table."},
+	{"limits.node.burst", "duration", "1s", false, "How much of each rate may come at once, as in `limits.per_source.burst`."},
+	{"limits.node.action", "action", "drop", false, "What becomes of packets beyond these rates, as in `limits.per_source.action`."},
+
+	{"syn_defence", "syndefence", "off", false, "Who answers SYNs. `off`: the backends. `challenge`: the node, until the source has proved that its address is not forged, which costs the first connection of each source a SYN that is sent again. `auto`: as `challenge` while SYNs flood the service, else as `off`. `cookie`: the node, with a SYN cookie, which the agents of all backends have to take (`--cookie-seed`); not with `forward: nat`."},
 
 	{"metrics", "mapping", "", false, "Prometheus metrics and readiness."},
 	{"metrics.listen", "addrport", "127.0.0.1:9545", false, "The address and port that serve `/metrics` and `/readyz`."},
@@ -126,7 +167,16 @@ var kinds = map[string]string{
 	"addrport":    "an IP address and port such as 127.0.0.1:9545",
 	"level":       "debug, info, warn or error",
 	"format":      "text or json",
+	"sources":     "a list of prefixes and addresses",
+	"source":      "a prefix such as 198.51.100.0/24 or 2001:db8::/48, or an address",
+	"paths":       "a list of absolute paths",
+	"rate":        "a rate such as 200/s, 50k/s or 1M/s",
+	"action":      "drop or observe",
+	"syndefence":  "off, auto, challenge or cookie",
 }
+
+// elements maps the types of lists to those of their elements.
+var elements = map[string]string{"sources": "source", "paths": "path"}
 
 // special holds defaults that some services have in place of the schema's: which services, and what the default is there.
 var special = map[string]struct{ of, def string }{
@@ -136,11 +186,13 @@ var special = map[string]struct{ of, def string }{
 	"services[].lifetimes.established": {"UDP", "2m"},
 }
 
-// absent holds fields that other versions have, and what to say to somebody who writes them.
+// absent holds fields that stand elsewhere, or that other versions have, and what to say to somebody who writes them.
 var absent = map[string]string{
-	"limits":            "this version has no limits",
-	"syn_defence":       "this version has no SYN defence",
-	"services[].limits": "this version has no limits",
+	"services[].limits.per_source.ipv4_prefix": "limits.per_source has it, for all services",
+	"services[].limits.per_source.ipv6_prefix": "limits.per_source has it, for all services",
+	"services[].limits.per_source.table":       "limits.per_source has it, for all services",
+	"services[].limits.node":                   "limits has it; a service has total",
+	"limits.total":                             "services have it; limits has node",
 }
 
 // absentValues holds values that other versions have.

@@ -27,31 +27,41 @@ func (s Seed) MarshalText() ([]byte, error) { return []byte("secret"), nil }
 
 // readSeed reads a seed file. Its errors name what was found, without the path.
 func readSeed(path string) (seed Seed, mode fs.FileMode, err error) {
-	info, err := os.Stat(path)
+	data, mode, err := readRegular(path, maxSeed)
 	if err != nil {
 		return Seed{}, 0, err
-	}
-	// Anything else might never end, or block.
-	if !info.Mode().IsRegular() {
-		return Seed{}, 0, errors.New("not a regular file")
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return Seed{}, 0, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxSeed+1))
-	if err != nil {
-		return Seed{}, 0, err
-	}
-	if len(data) > maxSeed {
-		return Seed{}, 0, fmt.Errorf("more than %d bytes", maxSeed)
 	}
 	data = bytes.TrimRight(data, "\r\n")
 	if len(data) < minSeed {
 		return Seed{}, 0, fmt.Errorf("%d bytes", len(data))
 	}
-	return sha256.Sum256(data), info.Mode(), nil
+	return sha256.Sum256(data), mode, nil
+}
+
+// readRegular reads a regular file of at most so many bytes. Its errors name what was found, without the path or in an
+// fs.PathError.
+func readRegular(path string, most int64) (data []byte, mode fs.FileMode, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	// Anything else might never end, or block.
+	if !info.Mode().IsRegular() {
+		return nil, 0, errors.New("not a regular file")
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer f.Close()
+	data, err = io.ReadAll(io.LimitReader(f, most+1))
+	if err != nil {
+		return nil, 0, err
+	}
+	if int64(len(data)) > most {
+		return nil, 0, fmt.Errorf("more than %d bytes", most)
+	}
+	return data, info.Mode(), nil
 }
 
 // EnsureSeed returns the seed of a node whose file names none. It is kept in the file "seed" in dir, which is made with

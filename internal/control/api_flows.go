@@ -81,16 +81,17 @@ type FlowTarget struct {
 	Address string `json:"address"`
 }
 
-// TopReport is the answer to GET /v1/flows/top: which sources have put the most words into the flow table lately.
+// TopReport is the answer to GET /v1/flows/top: which sources have done most of something lately: put words into the flow
+// table, sent SYNs of flows without one to services with a defence, or sent packets, of which one in each batch is counted.
 type TopReport struct {
 	WindowSeconds float64     `json:"window_seconds"`
 	Sources       []TopSource `json:"sources"` // the most first
 }
 
-// TopSource is one source and its inserts in the window. They are counted in bounded memory, so not exactly.
+// TopSource is one source and how often it did that in the window. They are counted in bounded memory, so not exactly.
 type TopSource struct {
 	Source  string  `json:"source"`  // an IPv4 address, or an IPv6 prefix of 64 bits
-	Inserts uint64  `json:"inserts"` // no less than there were
+	Inserts uint64  `json:"inserts"` // words, SYNs or packets; no less than there were
 	Error   uint64  `json:"error"`   // by how much that may be too high at most
 	Share   float64 `json:"share"`   // of all inserts in the window, 0 to 1
 }

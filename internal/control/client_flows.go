@@ -42,7 +42,8 @@ func (c *Client) Flow(ctx context.Context, q FlowQuery) (r FlowReport, err error
 	return r, c.call(ctx, http.MethodGet, "/v1/flows/one?"+query.Encode(), nil, &r, answerTimeout)
 }
 
-// TopSources returns the n sources that have put the most words into the flow table lately, 1 to 1000.
-func (c *Client) TopSources(ctx context.Context, n int) (r TopReport, err error) {
-	return r, c.call(ctx, http.MethodGet, "/v1/flows/top?n="+strconv.Itoa(n), nil, &r, answerTimeout)
+// TopSources returns the n sources, 1 to 1000, that have done most of something lately: flows with a word, syns or packets.
+func (c *Client) TopSources(ctx context.Context, by string, n int) (r TopReport, err error) {
+	query := url.Values{"by": {by}, "n": {strconv.Itoa(n)}}
+	return r, c.call(ctx, http.MethodGet, "/v1/flows/top?"+query.Encode(), nil, &r, answerTimeout)
 }

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -108,9 +109,9 @@ func (s *Server) flow(_ http.ResponseWriter, r *http.Request) (any, error) {
 // unmap returns an IPv4 address for one that is mapped into IPv6: flows know no others.
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
-// top answers with the first 20 sources, or with ?n=100 with so many.
+// top answers with the first 20 sources, or with ?n=100 with so many; of flows, or with ?by=syns or packets of these.
 func (s *Server) top(_ http.ResponseWriter, r *http.Request) (any, error) {
-	query, err := parameters(r, "n")
+	query, err := parameters(r, "by", "n")
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +121,11 @@ func (s *Server) top(_ http.ResponseWriter, r *http.Request) (any, error) {
 			return nil, badRequest("n: found %q, expected a number from 1 to %d", text, maxTop)
 		}
 	}
-	return s.daemon.TopSources(n), nil
+	by := cmp.Or(query.Get("by"), "flows")
+	if !slices.Contains([]string{"flows", "syns", "packets"}, by) {
+		return nil, badRequest("by: found %q, expected flows, syns or packets", by)
+	}
+	return s.daemon.TopSources(by, n), nil
 }
 
 // parameters returns the query of a request. It refuses one that is not known: left out, it would give another answer

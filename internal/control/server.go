@@ -31,8 +31,8 @@ type Daemon interface {
 	Flows(f FlowFilter) (FlowsReport, error)
 	// Flow tells what becomes of the next packet of a flow.
 	Flow(q FlowQuery) (FlowReport, error)
-	// TopSources returns the n sources, or less, that have put the most words into the flow table lately.
-	TopSources(n int) TopReport
+	// TopSources returns the n sources, or less, that have done most of something lately: flows, syns or packets.
+	TopSources(by string, n int) TopReport
 }
 
 const (

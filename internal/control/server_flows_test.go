@@ -48,7 +48,7 @@ func (d *daemon) Flow(q FlowQuery) (FlowReport, error) {
 	return d.flow, nil
 }
 
-func (d *daemon) TopSources(n int) TopReport {
+func (d *daemon) TopSources(_ string, n int) TopReport {
 	d.asked = append(d.asked, n)
 	return TopReport{60, []TopSource{{"198.51.100.7", 1000, 3, 0.25}, {"2001:db8:1:2::/64", 5, 5, 0.001}}}
 }
@@ -119,7 +119,7 @@ func TestFlowOverTheWire(t *testing.T) {
 
 func TestTopSourcesOverTheWire(t *testing.T) {
 	d, s, c := serve(t)
-	got, err := c.TopSources(t.Context(), 5)
+	got, err := c.TopSources(t.Context(), "flows", 5)
 	if err != nil || len(got.Sources) != 2 || got.Sources[1] != (TopSource{"2001:db8:1:2::/64", 5, 5, 0.001}) || got.WindowSeconds != 60 {
 		t.Errorf("got %+v, %v", got, err)
 	}

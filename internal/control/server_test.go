@@ -220,6 +220,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"GET", "/v1/flows/one?source=10.0.0.1:5&destination=10.0.0.2:80&protocol=6", "", 400, `protocol: found "6"`},
 		{"GET", "/v1/flows/top?n=0", "", 400, `n: found "0", expected a number from 1 to 1000`},
 		{"GET", "/v1/flows/top?n=many", "", 400, `n: found "many"`},
+		{"GET", "/v1/flows/top?by=weight", "", 400, `by: found "weight", expected flows, syns or packets`},
 		{"PUT", "/v1/health", `{"boot":"` + strings.Repeat("x", 1000) + `"}`, 413, "too large"},
 	} {
 		w := request(s, row.method, row.target, row.body)

@@ -3,6 +3,7 @@ package control
 import (
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/maglev"
 )
@@ -35,6 +36,11 @@ func Spec(cfg *config.Config, admission func(service, backend string) maglev.Adm
 	if p := cfg.Tunnel.SourceIPv6; p != nil {
 		spec.Tunnel.Source6 = *p
 	}
+	spec.ACL = entries(&cfg.Limits.ACL)
+	spec.Limits = forwarder.Limits{
+		PerSource: rates(cfg.Limits.PerSource.Rates), Node: rates(cfg.Limits.Node),
+		IPv4Prefix: cfg.Limits.PerSource.IPv4Prefix, IPv6Prefix: cfg.Limits.PerSource.IPv6Prefix,
+	}
 	for i := range cfg.Services {
 		s := &cfg.Services[i]
 		out := forwarder.ServiceSpec{
@@ -46,6 +52,8 @@ func Spec(cfg *config.Config, admission func(service, backend string) maglev.Adm
 		for _, p := range s.Ports {
 			out.Ports = append(out.Ports, forwarder.PortRange{First: p.First, Last: p.Last})
 		}
+		out.Defence, out.ACL = defences[s.SYNDefence], entries(&s.Limits.ACL)
+		out.PerSource, out.Total = rates(s.Limits.PerSource), rates(s.Limits.Total)
 		for _, b := range s.Backends {
 			out.Backends = append(out.Backends, forwarder.BackendSpec{
 				Name: b.Name, Address: b.Address, Port: b.Port, Weight: uint16(b.Weight), Admit: admission(s.Name, b.Name),
@@ -65,6 +73,25 @@ func life(s *config.Service) (l conntrack.Life) {
 		l[conntrack.Closing] = l[conntrack.Probation]
 	}
 	return l
+}
+
+// defences holds the engine's names for SYN defences.
+var defences = map[config.SYNDefence]forwarder.Defence{
+	config.SYNOff: forwarder.DefenceOff, config.SYNAuto: forwarder.DefenceAuto, config.SYNChallenge: forwarder.DefenceChallenge,
+	config.SYNCookie: forwarder.DefenceCookie,
+}
+
+// rates are limits as the engine takes them.
+func rates(r config.Rates) forwarder.Rates {
+	return forwarder.Rates{Packets: r.Packets, SYNs: r.SYNs, Flows: r.Flows, Burst: r.Burst, Observe: r.Action == config.ActionObserve}
+}
+
+// entries are lists and files of prefixes as the XDP program takes them.
+func entries(a *config.ACL) (out []steer.Entry) {
+	for _, e := range a.Entries {
+		out = append(out, steer.Entry{Prefix: e.Prefix, Deny: e.Deny})
+	}
+	return out
 }
 
 // clampMSS is a configured clamp as the engine takes it.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/maglev"
 )
@@ -16,8 +17,10 @@ import (
 func TestSpec(t *testing.T) {
 	cfg, _, err := config.Parse("f", []byte(`interfaces: [{name: eth0}]
 tunnel: {gue_port: 6081, gue_checksum: true, oversize: drop, source_ipv4: 10.7.0.0/16, source_ipv6: 'fd00:7::/64'}
+limits: {deny: [198.51.100.0/24], allow: [198.51.100.7], per_source: {ipv4_prefix: 24, packets: 5k/s, syns: 200/s, flows: 100/s, burst: 2s, action: observe}, node: {packets: 1M/s}}
+syn_defence: auto
 services:
-  - {name: l2, vip: 192.0.2.1, protocol: udp, ports: [53, 100-200], forward: l2, backends: [{name: a, address: 10.0.0.1}]}
+  - {name: l2, vip: 192.0.2.1, protocol: udp, ports: [53, 100-200], forward: l2, limits: {deny: [203.0.113.0/24], per_source: {packets: 50/s}, total: {flows: 300/s}}, backends: [{name: a, address: 10.0.0.1}]}
   - {name: ipip, vip: 192.0.2.2, protocol: tcp, ports: any, forward: ipip, on_no_backend: reject, backends: [{name: a, address: 'fd01::1'}]}
   - {name: gue, vip: 'fd02::3', protocol: tcp, ports: 80, forward: gue, backends: [{name: a, address: 10.0.0.1}]}
   - {name: nat, vip: 192.0.2.4, protocol: tcp, ports: 80, forward: nat, backends: [{name: b, address: 10.0.0.2}, {name: a, address: 10.0.0.1, port: 8080}]}
@@ -44,8 +47,15 @@ services:
 	type backends = []forwarder.BackendSpec
 	want := forwarder.Spec{
 		Tunnel: forwarder.Tunnel{Port: 6081, Checksum: true, Source4: prefix("10.7.0.0/16"), Source6: prefix("fd00:7::/64")},
+		ACL:    []steer.Entry{{Prefix: prefix("198.51.100.0/24"), Deny: true}, {Prefix: prefix("198.51.100.7/32")}},
+		Limits: forwarder.Limits{
+			PerSource:  forwarder.Rates{Packets: 5000, SYNs: 200, Flows: 100, Burst: 2 * time.Second, Observe: true},
+			IPv4Prefix: 24, IPv6Prefix: 64, Node: forwarder.Rates{Packets: 1000_000, Burst: time.Second},
+		},
 		Services: []forwarder.ServiceSpec{
-			{Name: "l2", VIP: addr("192.0.2.1"), Protocol: 17, Ports: ports{{First: 53, Last: 53}, {First: 100, Last: 200}}, Mode: forwarder.L2, Backends: backends{backend}},
+			{Name: "l2", VIP: addr("192.0.2.1"), Protocol: 17, Ports: ports{{First: 53, Last: 53}, {First: 100, Last: 200}}, Mode: forwarder.L2, Backends: backends{backend},
+				ACL:       []steer.Entry{{Prefix: prefix("203.0.113.0/24"), Deny: true}},
+				PerSource: forwarder.Rates{Packets: 50, Burst: time.Second}, Total: forwarder.Rates{Flows: 300, Burst: time.Second}},
 			{Name: "ipip", VIP: addr("192.0.2.2"), Protocol: 6, Ports: ports{{First: 0, Last: 65535}}, Mode: forwarder.IPIP, Reject: true, Backends: backends{six}},
 			{Name: "gue", VIP: addr("fd02::3"), Protocol: 6, Ports: ports{{First: 80, Last: 80}}, Mode: forwarder.GUE, Backends: backends{backend}},
 			{Name: "nat", VIP: addr("192.0.2.4"), Protocol: 6, Ports: ports{{First: 80, Last: 80}}, Mode: forwarder.NAT, ClampMSS: forwarder.ClampAuto,
@@ -60,13 +70,18 @@ services:
 	for i := range want.Services {
 		s, l := &want.Services[i], cfg.Services[i].Lifetimes
 		s.TableSize, s.Life = 65537, conntrack.Life{0, ticks(l.New), ticks(l.Established), ticks(l.Closing)}
+		s.Defence = forwarder.DefenceAuto
 		if s.Protocol == 17 {
+			s.Defence = forwarder.DefenceOff
 			s.OnDown, s.Life[conntrack.Closing] = forwarder.OnDownRehash, ticks(l.New)
 		}
 	}
 	tcp := want.Services[1].Life
 	l2 := func(s forwarder.ServiceSpec) {
 		s.VIP = addr("192.0.2.8")
+		if s.Protocol == 6 {
+			s.Defence = forwarder.DefenceAuto
+		}
 		want.Services = append(want.Services, s)
 	}
 	l2(forwarder.ServiceSpec{Name: "wrr", Protocol: 6, Ports: ports{{First: 80, Last: 80}}, Scheduler: maglev.WRR, TableSize: 655373, OnDown: forwarder.OnDownReset,

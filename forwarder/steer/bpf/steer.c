@@ -3,15 +3,17 @@
 // The steering program. It runs on every frame an interface receives, before the kernel's stack sees it. What is addressed
 // to this interface's own MAC, and has the tag of its VLAN or none if it has no VLAN, goes
 //
-//   destined to a VIP                                   → to the AF_XDP socket of the frame's queue; dropped and counted
+//   destined to a VIP, from a banned source (ban.h)     → dropped and counted
+//   or one that the lists deny (acl.h)                  → the same
+//   destined to a VIP, else                             → to the AF_XDP socket of the frame's queue; dropped and counted
 //                                                          if the queue has none
 //   a reply of a NAT backend, or about one (reply.h)    → the same
 //   a packet to a VIP in a tunnel that begins or ends   → dropped and counted: it would go round in circles
 //   at this node (loop.h)
 //   everything else (ARP, BGP, SSH, health probes …)    → to the kernel's stack, untouched
 //
-// Only what decides that is looked at: for a VIP, the destination. Whether the packet is well formed is the worker's
-// question, so that every bad packet ends under a reason in one place.
+// Only what decides that is looked at: for a VIP the destination, and the source and port where sources are refused. Whether
+// the packet is well formed is the worker's question, so that every bad packet ends under a reason in one place.
 
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -19,17 +21,21 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "acl.h"
+#include "ban.h"
 #include "header.h"
 #include "loop.h"
 #include "reply.h"
 
-// What one CPU counted. to_vips + replies = redirected + no_socket + loops, always.
+// What one CPU counted. to_vips + replies = redirected + no_socket + loops + denied + banned, always.
 struct counters {
 	__u64 to_vips;    // packets whose destination is a VIP; those in a loop, of which it is the inner destination, included
 	__u64 replies;    // packets of NAT backends, and ICMP errors about packets to them
 	__u64 loops;      // dropped because they went round in circles
 	__u64 redirected; // given to a socket
 	__u64 no_socket;  // dropped because their queue has no socket
+	__u64 denied;     // dropped because a list denies their source
+	__u64 banned;     // dropped because their source is banned
 };
 
 // The set of VIPs; shared by all interfaces, written by Go.
@@ -71,11 +77,20 @@ struct {
 	__type(value, __u32);
 } xsks SEC(".maps");
 
-// What to look for in packets that are not to a VIP; shared by all interfaces, written by Go.
+// What refuses packets to VIPs.
+enum {
+	BY_BANS = 1,  // bans is not empty
+	BY_ACL = 2,   // acl is not empty
+	BY_LISTS = 4, // and neither is acl_destinations
+};
+
+// What to look for; shared by all interfaces, written by Go.
 struct watched {
 	__u8 replies;   // reply_sources is not empty
 	__u8 own;       // own is not empty
 	__u16 gue_port; // of GUE in UDP, host order; 0: none
+	__u32 refusals; // the bits above
+	struct ban_masks ban_masks;
 };
 
 struct watched watched SEC(".data.shared");
@@ -110,7 +125,32 @@ static __always_inline bool is_own(const struct address *addr)
 	return bpf_map_lookup_elem(&own, &key);
 }
 
-enum kind { FOREIGN, TO_VIP, REPLY, LOOP };
+enum kind { FOREIGN, TO_VIP, REPLY, LOOP, DENIED, BANNED };
+
+// admit finds out about a packet to a VIP whose source may be refused. Its header is known to be in the frame.
+static __always_inline enum kind admit(void *l3, void *end, bool ipv4, const struct address *vip)
+{
+	struct address src;
+
+	if (ipv4) {
+		struct iphdr *ip = l3;
+
+		if ((void *)(ip + 1) > end) // cannot be
+			return TO_VIP;
+		set_ipv4(&src, ip->saddr);
+	} else {
+		struct ipv6hdr *ip6 = l3;
+
+		// A v4-mapped source is no IPv4 one; the worker refuses it.
+		if ((void *)(ip6 + 1) > end || !set_ipv6(&src, &ip6->saddr))
+			return TO_VIP;
+	}
+	if (watched.refusals & BY_BANS && is_banned(&src, ipv4, &watched.ban_masks))
+		return BANNED;
+	if (watched.refusals & BY_ACL && acl_refuses(l3, end, ipv4, &src, vip, watched.refusals & BY_LISTS))
+		return DENIED;
+	return TO_VIP;
+}
 
 // classify finds out about a packet that is not to a VIP.
 static __always_inline enum kind classify(void *l3, void *end, bool ipv4)
@@ -180,15 +220,22 @@ int sluice_steer(struct xdp_md *ctx)
 		kind = classify(l3, end, proto == bpf_htons(ETH_P_IP));
 		if (kind == FOREIGN)
 			return XDP_PASS;
+	} else if (watched.refusals) {
+		kind = admit(l3, end, proto == bpf_htons(ETH_P_IP), &dst);
 	}
 
 	__u32 zero = 0;
 	struct counters *count = bpf_map_lookup_elem(&stats, &zero);
 	if (!count) // cannot be: the array has an element 0
 		return XDP_ABORTED;
-	if (kind == LOOP) {
+	if (kind > REPLY) {
 		count->to_vips++;
-		count->loops++;
+		if (kind == LOOP)
+			count->loops++;
+		else if (kind == DENIED)
+			count->denied++;
+		else
+			count->banned++;
 		return XDP_DROP;
 	}
 

@@ -29,6 +29,7 @@ func status() control.Status {
 	worker.Dropped[packet.NoRoute] = 10
 	svc := forwarder.ServiceStats{
 		Name: "web", Forwarded: forwarder.Counts{Packets: 90, Bytes: 9000}, NewFlows: 5,
+		Defence:   forwarder.DefenceStats{Mode: "auto", Active: true, Switches: 1, SYNs: 9, Challenged: 8, Proofs: 7},
 		Scheduler: "p2c", TableSize: 65537, TableHash: "0123", Flows: 4,
 		Backends: []forwarder.BackendStats{
 			{Name: "a", Address: "10.0.0.1", Leaving: true, Admit: "down", Hop: "ready", Forwarded: forwarder.Counts{Packets: 7}},

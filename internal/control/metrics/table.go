@@ -159,6 +159,8 @@ var table = []*metric{
 		read: func(s *control.Status, e emit) {
 			e(float64(s.Traffic.Steer.NoSocket), "no_socket")
 			e(float64(s.Traffic.Steer.Loops), "loop")
+			e(float64(s.Traffic.Steer.Denied), "denied")
+			e(float64(s.Traffic.Steer.Banned), "banned")
 		}},
 
 	{name: "sluice_interface_up", kind: gauge, labels: []string{"interface"}, help: "1 if the interface is there and up, else 0.", use: "Alert on 0: its traffic does not arrive.",
@@ -215,6 +217,15 @@ var table = []*metric{
 		}},
 	{name: "sluice_worker_new_flows_total", kind: counter, labels: []string{"worker"}, help: "Flows that the worker put into the flow table.", use: "A jump without more traffic is a scan or an attack.",
 		read: worker(func(w *control.Worker) uint64 { return w.NewFlows })},
+	{name: "sluice_worker_observed_packets_total", kind: counter, labels: []string{"worker", "limit"}, help: "Packets that went on although they were over a limit (source, service, node) whose action is observe.", use: "What the limit would have dropped: look at it before you make it drop.",
+		read: func(s *control.Status, e emit) {
+			for _, w := range s.Traffic.Workers {
+				id := strconv.Itoa(w.ID)
+				e(float64(w.Observed.Source), id, "source")
+				e(float64(w.Observed.Service), id, "service")
+				e(float64(w.Observed.Node), id, "node")
+			}
+		}},
 	{name: "sluice_worker_restarts_total", kind: counter, labels: []string{"worker"}, help: "Times the worker was started again after a fault.", use: "Alert on any growth: it is a fault of Sluice, and the log has the details.",
 		read: worker(func(w *control.Worker) uint64 { return w.Restarts })},
 	{name: "sluice_worker_frames", kind: gauge, labels: []string{"worker"}, help: "Frames in the worker's packet memory.", use: "A constant, for reference.",
@@ -281,6 +292,16 @@ var table = []*metric{
 	{name: "sluice_service_fail_open", kind: gauge, labels: []string{"service"}, help: "1 if health is ignored for the service, since it would leave no backend, else 0.", use: "Alert on 1: either all of its backends are down, or the checks are wrong.",
 		read: service(func(s *control.Service) float64 { return truth(s.FailOpen) })},
 
+	{name: "sluice_service_defence_active", kind: gauge, labels: []string{"service"}, help: "1 while the node answers SYNs, with a challenge or a cookie, else 0.", use: "With syn_defence: auto, 1 is a flood of SYNs.",
+		read: service(func(s *control.Service) float64 { return truth(s.Defence.Active) })},
+	{name: "sluice_service_defence_switches_total", kind: counter, labels: []string{"service"}, help: "Times the service's defence was switched on, or off again, for a flood.", use: "Many are a flood that comes and goes.",
+		read: service(func(s *control.Service) float64 { return float64(s.Defence.Switches) })},
+	{name: "sluice_service_syns_total", kind: counter, labels: []string{"service"}, help: "SYNs of flows without a word, of services with a syn_defence.", use: "The rate of connection attempts.",
+		read: service(func(s *control.Service) float64 { return float64(s.Defence.SYNs) })},
+	{name: "sluice_service_challenged_total", kind: counter, labels: []string{"service"}, help: "SYNs that the node answered with a challenge or a cookie.", use: "Beside sluice_service_challenge_proofs_total: what exceeds it by far is spoofed.",
+		read: service(func(s *control.Service) float64 { return float64(s.Defence.Challenged) })},
+	{name: "sluice_service_challenge_proofs_total", kind: counter, labels: []string{"service"}, help: "Challenges that were answered, and cookies that came back.", use: "Clients that exist.",
+		read: service(func(s *control.Service) float64 { return float64(s.Defence.Proofs) })},
 	{name: "sluice_service_flows", kind: gauge, labels: []string{"service"}, help: "Flows in the table that are the service's, now.", use: "The service's open connections, as far as they were seen.",
 		read: service(func(s *control.Service) float64 { return float64(s.Flows) })},
 	{name: "sluice_service_table_info", kind: gauge, labels: []string{"service", "scheduler", "size", "hash"}, help: "Always 1; the labels name the service's scheduler and lookup table.", use: "Nodes of a group must have equal hashes, or flows that move between them break: alert when they differ for longer than a rollout takes.",

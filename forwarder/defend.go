@@ -1,0 +1,251 @@
+package forwarder
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-lb/sluice/forwarder/guard"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+)
+
+// Defence is what a service does against floods of SYNs.
+type Defence uint8
+
+const (
+	DefenceOff       Defence = iota
+	DefenceAuto              // challenge while there is a flood
+	DefenceChallenge         // challenge always
+	DefenceCookie            // answer SYNs with cookies, which the agents of all backends take
+)
+
+// String returns the defence's name: off, auto, challenge or cookie.
+func (d Defence) String() string {
+	return [...]string{DefenceOff: "off", DefenceAuto: "auto", DefenceChallenge: "challenge", DefenceCookie: "cookie"}[d]
+}
+
+// The challenge. A SYN of a source that has not proved its address gets a SYN-ACK with a wrong acknowledgement number, which
+// a client answers with a reset that carries that number (RFC 9293, 3.10.7.3), and then sends its SYN again. Whoever spoofs
+// its source never sees the number. So nothing is remembered before there is proof, and then one word a source.
+//
+// The cookie. A SYN gets the SYN-ACK that the backend would send, but for its sequence number, which is a keyed hash of the
+// connection. The client's acknowledgement brings it back; the flow gets its word then, and its packet goes to a backend, whose
+// agent knows the cookie too and makes the connection of it. Nobody has to send anything twice, and sources that have proved
+// their address are still answered that way: the backend sees no SYN.
+
+// standing is what is known of a packet without a usable word when its service may be defended.
+type standing uint8
+
+const (
+	regular  standing = iota // it is treated as without a defence
+	ended                    // it ends here: it was answered, or has a reason
+	proved                   // it brings a good cookie: its flow is opened, as established
+	unproved                 // its flow may have been opened on another node: it goes by the hash, and gets no word
+)
+
+// unprovedRate is how many packets a second of unproved flows a flooded service takes: flows that ECMP moves here come at such
+// rates when a node dies, and each only until it has proved itself by opening another connection, or the flood is over.
+var unprovedRate = guard.NewRate(50_000, time.Second)
+
+// defend finds out the standing of packet i.
+func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) standing {
+	m, e, number := &w.metas[i], w.engine, w.services[i]
+	flooded := e.flooded[number].Load()
+	src, dst := [2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}
+	switch {
+	case m.Flags&(packet.ICMPError|placed) != 0:
+		return regular
+	case m.Flags&packet.SYN != 0:
+		cell := w.count.service(number)
+		cell.syns++
+		w.tops[TopSYNs].Add(guard.Source(source.Hi, source.Lo))
+		if s.defence == DefenceAuto && !flooded || s.defence != DefenceCookie && e.proved.Has(e.proved.Hash(source.Hi, source.Lo), now) {
+			return regular
+		}
+		cell.challenged++
+		w.answerSYN(i, s, src, dst, now)
+		return ended
+	case m.Flags&packet.RST != 0:
+		if s.defence == DefenceCookie || !e.challenge.Proves(packet.RSTSeq(w.frame(&w.descs[i]), m), src, dst, m.SrcPort, m.DstPort, w.wallSeconds(now)) {
+			return regular
+		}
+		w.prove(number, source, now)
+		m.Reason = packet.ChallengeAnswer
+		return ended
+	case s.defence == DefenceCookie && w.bringsCookie(i, src, dst, now):
+		w.prove(number, source, now)
+		return proved
+	case !flooded || s.noTable: // there is nothing to defend
+		return regular
+	}
+	if e.proved.Has(e.proved.Hash(source.Hi, source.Lo), now) {
+		return regular
+	}
+	if !s.unproved.Admit(w.id, unprovedRate, now) {
+		m.Reason = packet.Unproved
+		return ended
+	}
+	return unproved
+}
+
+// prove notes that a source has proved its address.
+func (w *Worker) prove(number uint32, source packet.Addr, now int64) {
+	w.engine.proved.Add(w.engine.proved.Hash(source.Hi, source.Lo), now)
+	w.count.service(number).proofs++
+}
+
+// answerSYN makes packet i, a SYN, the challenge or the SYN-ACK with a cookie that answers it.
+func (w *Worker) answerSYN(i uint8, s *service, src, dst [2]uint64, now int64) {
+	m, d, e := &w.metas[i], &w.descs[i], w.engine
+	m.Reason = packet.Challenged
+	frame := w.frame(d)
+	if int(i) >= w.received || !packet.Answerable(frame, m) {
+		return
+	}
+	isn := packet.SYNSeq(frame, m)
+	var start, length int
+	if s.defence == DefenceCookie {
+		o := packet.ReadSYN(frame, m)
+		index := guard.MSSIndex(min(o.MSS, s.mss))
+		if m.Flags&packet.V6 != 0 {
+			index = guard.MSSIndex6(min(o.MSS, s.mss))
+		}
+		cookie := e.cookies.Number(src, dst, m.SrcPort, m.DstPort, isn, guard.CookieEpoch(w.wallSeconds(now)), index, o.Byte())
+		start, length = packet.SYNCookie(w.io.Memory, int(d.Addr), m, o, cookie, s.mss, uint32(now/int64(time.Millisecond)))
+	} else {
+		number := e.challenge.Number(src, dst, m.SrcPort, m.DstPort, isn, guard.Epoch(w.wallSeconds(now)))
+		start, length = packet.SYNChallenge(w.io.Memory, int(d.Addr), m, ^isn, number)
+	}
+	if d.Options != 0 {
+		w.from.Recycle(w.tailOf(int(i)))
+		d.Options = 0
+	}
+	m.Flags |= answer
+	w.answers++
+	w.depart(w.fromQueue, int(i), start, length)
+}
+
+// bringsCookie says whether packet i acknowledges a cookie of its connection.
+func (w *Worker) bringsCookie(i uint8, src, dst [2]uint64, now int64) bool {
+	m := &w.metas[i]
+	frame := w.frame(&w.descs[i])
+	if !packet.CarriesACK(frame, m) {
+		return false
+	}
+	seq, ack, tsecr, hasTS := packet.ReadACK(frame, m)
+	_, ok := w.engine.cookies.Check(ack-1, src, dst, m.SrcPort, m.DstPort, seq-1, w.wallSeconds(now), packet.CookieOptions(tsecr, hasTS))
+	return ok
+}
+
+// wallSeconds is the time of day, read once a batch at most.
+func (w *Worker) wallSeconds(now int64) int64 {
+	if w.wallAt != now {
+		w.wallAt, w.wall = now, w.engine.wall()
+	}
+	return w.wall
+}
+
+// When a service counts as flooded: so many SYNs a second of flows without a word come for which no handshake is completed,
+// and they are more than half of all; for two looks in a row. It is over when there were few for a while.
+const (
+	detectPeriod = 250 * time.Millisecond
+	floodSYNs    = 500 // a second
+	calmLooks    = 40  // ten seconds
+)
+
+// detector decides, for one service, whether it is flooded. It is a pure function of what was counted.
+type detector struct {
+	syns, completed uint64 // at the last look
+	high, low       int    // looks in a row that saw a flood, or none
+	flooded         bool
+}
+
+// look takes what has been counted until now, elapsed after the last look, and says whether the service is flooded.
+func (d *detector) look(syns, completed uint64, elapsed time.Duration) bool {
+	came, done := float64(syns-d.syns), float64(completed-d.completed)
+	d.syns, d.completed = syns, completed
+	if lost := came - done; lost/elapsed.Seconds() > floodSYNs && lost > came/2 {
+		d.high, d.low = d.high+1, 0
+	} else {
+		d.high, d.low = 0, d.low+1
+	}
+	switch {
+	case d.high >= 2:
+		d.flooded = true
+	case d.low >= calmLooks:
+		d.flooded = false
+	}
+	return d.flooded
+}
+
+// FloodChange is the beginning or the end of a flood of SYNs.
+type FloodChange struct {
+	Service string
+	Defence Defence
+	Began   bool
+	SYNs    float64 // a second, at the last look
+}
+
+// Detect looks for floods in the services that have a defence, switches those that are on only in a flood, and returns what has
+// begun and ended. One goroutine calls it, every detectPeriod.
+func (e *Engine) Detect() (changes []FloodChange) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	now := e.clock()
+	elapsed := time.Duration(now - e.detected)
+	e.detected = now
+	if elapsed <= 0 {
+		return nil
+	}
+	for name, s := range e.services {
+		sum := e.sumService(s.number)
+		was := s.detector.syns
+		flooded := s.detector.look(sum.syns, sum.completed, elapsed) && s.spec.Defence != DefenceOff
+		if flooded != e.flooded[s.number].Load() {
+			e.flooded[s.number].Store(flooded)
+			s.switches++
+			changes = append(changes, FloodChange{name, s.spec.Defence, flooded, float64(sum.syns-was) / elapsed.Seconds()})
+		}
+	}
+	return changes
+}
+
+// defences is the part of an engine that defends.
+type defences struct {
+	limiter   *guard.Limiter // nil: there are no limits
+	limitLine int            // of the limiter, where Sweep goes on
+	// nodeCeilings are those of the node; they reach workers in snapshots.
+	nodeCeilings *ceilings
+	proved       *guard.Proved
+	challenge    *guard.Challenge
+	cookies      *guard.Cookies
+	flooded      []atomic.Bool   // by service number: it has a defence, and is flooded
+	bans         chan netip.Addr // sources that are far over their limit
+	wall         func() int64    // time of day, seconds
+	detected     int64           // the last look of Detect
+}
+
+// newDefences makes the memory of what defends. Only tables whose memory is given remember anything.
+func newDefences(c *EngineConfig) (d defences, err error) {
+	d.flooded = make([]atomic.Bool, MaxServices)
+	d.nodeCeilings = newCeilings(0)
+	d.bans = make(chan netip.Addr, 256)
+	d.wall = c.Wall
+	if d.wall == nil {
+		d.wall = func() int64 { return time.Now().Unix() }
+	}
+	if c.LimitWords != nil {
+		if d.limiter, err = guard.NewLimiter(c.LimitWords, c.Keys.Guard); err != nil {
+			return d, err
+		}
+	}
+	words := c.ProvedWords
+	if words == nil {
+		words = make([]uint64, 1<<10)
+	}
+	if d.proved, err = guard.NewProved(words, c.Keys.Guard); err != nil {
+		return d, err
+	}
+	d.challenge, d.cookies = guard.NewChallenge(c.Keys.Challenge), guard.NewCookies(c.Keys.Cookie)
+	return d, nil
+}

@@ -1,0 +1,82 @@
+//go:build linux
+
+package forwarder
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-lb/sluice/forwarder/steer"
+)
+
+const (
+	// banTime is how long the XDP program drops what a source sends that is far over its limit. Then its packets are looked at
+	// again, and if nothing has changed it is banned again after a few.
+	banTime = 10 * time.Second
+	// banPeriod is how often bans that are over are taken away.
+	banPeriod = time.Second
+)
+
+// newACL is the lists of a spec as the XDP program takes them.
+func newACL(spec *Spec) *steer.ACL {
+	acl := &steer.ACL{Global: spec.ACL}
+	for i := range spec.Services {
+		s := &spec.Services[i]
+		if len(s.ACL) == 0 {
+			continue
+		}
+		list := steer.List{Name: s.Name, VIP: s.VIP.Unmap(), Proto: s.Protocol, Entries: s.ACL}
+		for _, p := range s.Ports {
+			list.Ports = append(list.Ports, steer.PortRange{First: p.First, Last: p.Last})
+		}
+		acl.Lists = append(acl.Lists, list)
+	}
+	return acl
+}
+
+// followFloods switches the defences of services, and has the XDP program drop sources that are far over their limits.
+func (n *Node) followFloods(ctx context.Context) {
+	detect, expire := time.NewTicker(detectPeriod), time.NewTicker(banPeriod)
+	defer detect.Stop()
+	defer expire.Stop()
+	banned, failed := 0, 0
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-detect.C:
+			for _, c := range n.Detect() {
+				if c.Began {
+					n.log.Warn("flood of SYNs", "service", c.Service, "syn_defence", c.Defence, "syns_per_second", int(c.SYNs))
+				} else {
+					n.log.Info("the flood of SYNs is over", "service", c.Service)
+				}
+			}
+		case source := <-n.bans:
+			if err := n.ban(source); err != nil {
+				// One line, not one for each source: the workers refuse their packets as before.
+				if failed++; failed == 1 {
+					n.log.Warn("a source cannot be dropped in the XDP program", "error", err)
+				}
+				continue
+			}
+			if banned == 0 {
+				n.log.Warn("a source is far over its limit, and dropped in the XDP program for a while", "source", source, "seconds", banTime.Seconds())
+			}
+			banned++
+		case <-expire.C:
+			if banned > 0 {
+				left, err := n.steer.ExpireBans(n.clock())
+				if err != nil {
+					n.log.Warn("end bans", "error", err)
+				}
+				banned, failed = left, 0
+			}
+		}
+	}
+}
+
+func (n *Node) ban(source netip.Addr) error {
+	return n.steer.Ban(source, n.clock()+int64(banTime))
+}
