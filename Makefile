@@ -8,6 +8,8 @@ LDFLAGS    := -s -w -X main.version=$(VERSION)
 CLANG      := clang-14
 # For each target of `make fuzz`; FUZZTIME=10m for more. CI has its own in .ci/test.
 FUZZTIME   ?= 30s
+# Packets a second in `make test-floods`.
+FLOOD      ?= 20000
 COMMANDS   := sluice sluice-healthd sluice-agent
 
 .DEFAULT_GOAL := help
@@ -75,6 +77,10 @@ test-long: sim ## the long forms: simulator, a hundred million operations on the
 	SLUICE_STRESS_OPS=20000000 $(GO) test -race -count 1 -timeout 0 -v -run 'TestConcurrent|TestLinearizable' ./conntrack
 	SLUICE_STRESS_OPS=100000000 $(GO) test -count 1 -timeout 0 -v -run 'TestGuardAlloc' ./forwarder/guard
 	$(MAKE) fuzz FUZZTIME=10m
+
+.PHONY: test-floods
+test-floods: ## how regular clients fare during floods, with and without a defence (root; two minutes)
+	SLUICE_FLOODS=$(FLOOD) $(GO) test -count 1 -v -run 'TestFloods|TestCookieThroughput' ./cmd/sluice
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME

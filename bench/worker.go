@@ -29,17 +29,18 @@ const (
 	modeHit  = "ipip" // the worker, packets of flows with a word
 	modeSYN  = "syn"  // SYNs of flows that are not known, which leave no word
 	modeNew  = "new"  // ACKs of flows that are not known, each of which gets a word; once the table is full, another's
-	// As modeHit, each packet being counted against a limit of its source; and SYNs that are answered with a challenge.
+	// As modeHit, each packet being counted against a limit of its source; and SYNs that are answered with a challenge, or a cookie.
 	modeLimits    = "limits"
 	modeChallenge = "challenge"
+	modeCookie    = "cookie"
 )
 
-var modes = []string{modeSwap, modeHit, modeSYN, modeNew, modeLimits, modeChallenge}
+var modes = []string{modeSwap, modeHit, modeSYN, modeNew, modeLimits, modeChallenge, modeCookie}
 
 // WorkerResult is what one mode cost with one number of flows.
 type WorkerResult struct {
 	// Mode is swap (a bare MAC swap), ipip (known flows), syn (SYNs), new (unknown flows, inserted), limits (known flows, with a
-	// limit of their sources) or challenge (SYNs, answered).
+	// limit of their sources), challenge or cookie (SYNs, answered).
 	Mode            string  `json:"mode"`
 	Flows           int     `json:"flows"`
 	NanosPerPacket  float64 `json:"ns_per_packet"` // median over the rounds
@@ -66,6 +67,7 @@ func Worker(flows []int, duration time.Duration) ([]WorkerResult, error) {
 			defence forwarder.Defence
 		}{
 			{at: &r.hits}, {at: &r.misses}, {at: &r.defended, defence: forwarder.DefenceChallenge},
+			{at: &r.cookies, defence: forwarder.DefenceCookie},
 			{at: &r.limited, limits: forwarder.Limits{PerSource: forwarder.Rates{Packets: 100_000_000, Burst: time.Second}}},
 		} {
 			var err error
@@ -158,9 +160,9 @@ func (n *workerNode) together(workers int) (mpps float64) {
 
 // workerRun is the modes of one number of flows.
 type workerRun struct {
-	hits, misses, limited, defended *workerNode
-	unknown                         uint32 // the next flow that nobody has seen
-	timings                         map[string]*timing
+	hits, misses, limited, defended, cookies *workerNode
+	unknown                                  uint32 // the next flow that nobody has seen
+	timings                                  map[string]*timing
 }
 
 // timing is what one mode took.
@@ -320,7 +322,8 @@ func (l *workerLane) swapMACs() (packets int) {
 // round times some bursts of each mode.
 func (r *workerRun) round() {
 	const bursts = 4
-	hits, misses, limited, defended := r.hits.lanes[0], r.misses.lanes[0], r.limited.lanes[0], r.defended.lanes[0]
+	hits, misses, limited := r.hits.lanes[0], r.misses.lanes[0], r.limited.lanes[0]
+	defended, cookies := r.defended.lanes[0], r.cookies.lanes[0]
 	known := func(int) uint32 { return uint32(hits.rng.Uint64() % uint64(r.hits.flows)) }
 	unknown := func(int) uint32 { r.unknown++; return uint32(r.hits.flows) + r.unknown }
 	for _, mode := range []struct {
@@ -336,6 +339,7 @@ func (r *workerRun) round() {
 		{modeNew, misses, ack, unknown, misses.forward},
 		{modeLimits, limited, ack, known, limited.forward},
 		{modeChallenge, defended, syn, unknown, defended.forward},
+		{modeCookie, cookies, syn, unknown, cookies.forward},
 	} {
 		var took time.Duration
 		packets := 0

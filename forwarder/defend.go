@@ -88,6 +88,19 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 	return unproved
 }
 
+// leaveProbation notes of packet i, whose word was on probation, what tells a defended service who its users are. later says that
+// the word is established by it, in a later tick than its flow's first packet.
+func (w *Worker) leaveProbation(i int, s *service, now int64, later bool) {
+	m, number := &w.metas[i], w.services[i]
+	if !s.agrees && (later || m.Flags&(packet.FIN|packet.RST) != 0) { // its SYN got the word, so this is the first that is seen of it
+		w.count.service(number).completed++
+	}
+	if later && !w.engine.flooded[number].Load() {
+		source := packet.Source(w.frame(&w.descs[i]), m)
+		w.engine.proved.Add(w.engine.proved.Hash(source.Hi, source.Lo), now)
+	}
+}
+
 // prove notes that a source has proved its address.
 func (w *Worker) prove(number uint32, source packet.Addr, now int64) {
 	w.engine.proved.Add(w.engine.proved.Hash(source.Hi, source.Lo), now)
@@ -146,11 +159,14 @@ func (w *Worker) wallSeconds(now int64) int64 {
 }
 
 // When a service counts as flooded: so many SYNs a second of flows without a word come for which no handshake is completed,
-// and they are more than half of all; for two looks in a row. It is over when there were few for a while.
+// and they are more than half of all; for some looks in a row. It is over when there were few for a while.
 const (
 	detectPeriod = 250 * time.Millisecond
 	floodSYNs    = 500 // a second
-	calmLooks    = 40  // ten seconds
+	// looks is how many looks in a row have to see a flood; lateLooks where a flow counts as completed only when its word leaves
+	// probation, a tick and more later than its handshake.
+	looks, lateLooks = 2, 14
+	calmLooks        = 40 // ten seconds
 )
 
 // detector decides, for one service, whether it is flooded. It is a pure function of what was counted.
@@ -158,6 +174,7 @@ type detector struct {
 	syns, completed uint64 // at the last look
 	high, low       int    // looks in a row that saw a flood, or none
 	flooded         bool
+	late            bool // completed comes late
 }
 
 // look takes what has been counted until now, elapsed after the last look, and says whether the service is flooded.
@@ -170,7 +187,7 @@ func (d *detector) look(syns, completed uint64, elapsed time.Duration) bool {
 		d.high, d.low = 0, d.low+1
 	}
 	switch {
-	case d.high >= 2:
+	case d.high >= looks && !d.late, d.high >= lateLooks:
 		d.flooded = true
 	case d.low >= calmLooks:
 		d.flooded = false
@@ -183,7 +200,16 @@ type FloodChange struct {
 	Service string
 	Defence Defence
 	Began   bool
-	SYNs    float64 // a second, at the last look
+	Rate    float64 // SYNs a second at the last look
+	// Of the whole flood, at its end: how long it was, SYNs, how many of them the node answered, and the proofs that came.
+	Lasted                   time.Duration
+	SYNs, Challenged, Proofs uint64
+}
+
+// floodStart is what had been counted when a flood began.
+type floodStart struct {
+	at                       int64
+	syns, challenged, proofs uint64
 }
 
 // Detect looks for floods in the services that have a defence, switches those that are on only in a flood, and returns what has
@@ -200,11 +226,19 @@ func (e *Engine) Detect() (changes []FloodChange) {
 	for name, s := range e.services {
 		sum := e.sumService(s.number)
 		was := s.detector.syns
+		s.detector.late = !s.spec.Scheduler.Agrees()
 		flooded := s.detector.look(sum.syns, sum.completed, elapsed) && s.spec.Defence != DefenceOff
 		if flooded != e.flooded[s.number].Load() {
 			e.flooded[s.number].Store(flooded)
 			s.switches++
-			changes = append(changes, FloodChange{name, s.spec.Defence, flooded, float64(sum.syns-was) / elapsed.Seconds()})
+			c := FloodChange{Service: name, Defence: s.spec.Defence, Began: flooded, Rate: float64(sum.syns-was) / elapsed.Seconds()}
+			if f := &s.flood; flooded {
+				*f = floodStart{now, was, sum.challenged, sum.proofs}
+			} else {
+				c.Lasted = time.Duration(now - f.at)
+				c.SYNs, c.Challenged, c.Proofs = sum.syns-f.syns, sum.challenged-f.challenged, sum.proofs-f.proofs
+			}
+			changes = append(changes, c)
 		}
 	}
 	return changes

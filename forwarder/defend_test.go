@@ -9,6 +9,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/maglev"
 )
 
 // challengeTo returns the number in the challenge that a frame is, to client i.
@@ -163,6 +164,9 @@ func TestDetect(t *testing.T) {
 	if len(off) != 1 || off[0].Began || active() {
 		t.Fatalf("the defence does not end: %+v", off)
 	}
+	if c := off[0]; c.Lasted < 14*time.Second || c.Lasted > 17*time.Second || c.SYNs < 20_000 || c.SYNs > 25_000 || c.Challenged < 20_000 || c.Proofs != 0 {
+		t.Errorf("the flood: %+v", c)
+	}
 	if n := r.engine.Stats().Services[0].Defence.Switches; n != 2 {
 		t.Errorf("%d switches", n)
 	}
@@ -267,4 +271,67 @@ func TestUnproved(t *testing.T) {
 	if n := r.reason(packet.Unproved); n != uint64(gone) || n < packets-50_001 || n > packets-49_900 {
 		t.Errorf("%d packets are unproved, %d of %d went nowhere", n, gone, packets)
 	}
+}
+
+// Whose flow was established in calm times needs no proof in a flood.
+func TestUsersAreProved(t *testing.T) {
+	r := newTestRig(t, 4000)
+	s := web(L2, 3)
+	s.Defence = DefenceAuto
+	r.apply(s)
+	r.target(client(1, "S").frame(t))
+	r.target(client(1, "A").frame(t))
+	r.advance(3 * time.Second)
+	r.target(client(1, "A").frame(t))
+	r.target(client(2<<16, "A").frame(t)) // its first packet only
+	r.engine.flooded[r.engine.services["web"].number].Store(true)
+	user := client(1, "S")
+	user.sport += 7
+	if to := r.target(user.frame(t)); !to.IsValid() {
+		t.Error("the user's next SYN went nowhere")
+	}
+	before := r.reason(packet.Challenged)
+	other := client(2<<16, "S")
+	other.sport += 7
+	r.pass(other.frame(t))
+	if n := r.reason(packet.Challenged) - before; n != 1 || before != 0 {
+		t.Errorf("%d SYNs were challenged before, and %d of who has proved nothing", before, n)
+	}
+}
+
+// With a scheduler that gives the SYN a word, the acknowledgement shows nothing; still, many short connections are no flood, and
+// SYNs alone are.
+func TestDetectWithWordsForSYNs(t *testing.T) {
+	r := newTestRig(t, 40_000)
+	s := web(L2, 3)
+	s.Defence, s.Scheduler = DefenceAuto, maglev.WRR
+	r.apply(s)
+	next := 0
+	second := func(flags ...string) (changes []FloodChange) {
+		for range 4 {
+			for range 250 {
+				for _, f := range flags {
+					r.pass(client(next<<8, f).frame(t))
+				}
+				next++
+			}
+			r.advance(detectPeriod)
+			changes = append(changes, r.engine.Detect()...)
+		}
+		return changes
+	}
+	for range 8 {
+		if c := second("S", "A", "FA"); len(c) != 0 {
+			t.Fatalf("many clients are a flood: %+v", c)
+		}
+	}
+	for i := range 5 {
+		if c := second("S"); len(c) != 0 {
+			if i < 3 || !c[0].Began {
+				t.Errorf("after %d s: %+v", i+1, c)
+			}
+			return
+		}
+	}
+	t.Error("a flood is not noticed")
 }

@@ -99,7 +99,8 @@ type serviceState struct {
 	// detector looks for floods; switches counts how often the defence was switched for one.
 	detector detector
 	switches uint64
-	ceilings *ceilings // of its limits; nil: it never had any
+	flood    floodStart // of the last flood
+	ceilings *ceilings  // of its limits; nil: it never had any
 	// slots are those of the configured backends, by name.
 	slots map[string]uint32
 	// adopted says that live.Pool is a predecessor's: it can be the previous one, and no new flow can go by it.

@@ -4,9 +4,12 @@ package forwarder
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
+	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 )
 
@@ -48,9 +51,10 @@ func (n *Node) followFloods(ctx context.Context) {
 		case <-detect.C:
 			for _, c := range n.Detect() {
 				if c.Began {
-					n.log.Warn("flood of SYNs", "service", c.Service, "syn_defence", c.Defence, "syns_per_second", int(c.SYNs))
+					n.log.Warn("flood of SYNs", "service", c.Service, "syn_defence", c.Defence.String(), "syns_per_second", int(c.Rate), "most_from", n.mostSYNs())
 				} else {
-					n.log.Info("the flood of SYNs is over", "service", c.Service)
+					n.log.Info("the flood of SYNs is over", "service", c.Service, "lasted", c.Lasted.Round(100*time.Millisecond),
+						"syns", c.SYNs, "answered", c.Challenged, "proofs", c.Proofs)
 				}
 			}
 		case source := <-n.bans:
@@ -75,6 +79,16 @@ func (n *Node) followFloods(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// mostSYNs is the three sources that send most SYNs, with their shares: forged ones have next to none.
+func (n *Node) mostSYNs() string {
+	top, total := n.TopSources(TopSYNs)
+	var texts []string
+	for _, c := range top[:min(3, len(top))] {
+		texts = append(texts, fmt.Sprintf("%v (%.1f %%)", packet.Addr{Hi: c.Hi, Lo: c.Lo}.Netip(), 100*float64(c.N)/float64(max(total, 1))))
+	}
+	return strings.Join(texts, ", ")
 }
 
 func (n *Node) ban(source netip.Addr) error {

@@ -36,7 +36,7 @@ func (w *Worker) stages(snap *Snapshot, n int, now int64, tick uint16) {
 		w.admit(snap, n, now)
 	}
 	w.table.LookupBatch(w.hashes[:n], w.indices[:n], w.words[:n])
-	w.lookup(snap, n, tick)
+	w.lookup(snap, n, now, tick)
 	w.decide(snap, now, tick)
 	w.rewrite(snap, n+w.copies, now)
 	w.transmit(n)
@@ -99,7 +99,7 @@ func (w *Worker) sample(n int) {
 }
 
 // lookup turns the words that were found into slots, and puts the packets whose flow has none on the list of misses.
-func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
+func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 	targets, admit := snap.targets, w.engine.live.Admit
 	missed := 0
 	for i := range w.metas[:n] {
@@ -127,6 +127,9 @@ func (w *Worker) lookup(snap *Snapshot, n int, tick uint16) {
 		case state == maglev.Up, state == maglev.Draining, state == maglev.Down && snap.services[w.services[i]].onDown == OnDownKeep:
 			if m.Flags&packet.ICMPError == 0 { // an error is no sign of life, and anybody can forge one
 				w.table.Refresh(w.indices[i], word, tick, m.Flags&(packet.FIN|packet.RST) != 0)
+				if word.State() == conntrack.Probation && snap.services[w.services[i]].defence != DefenceOff {
+					w.leaveProbation(i, &snap.services[w.services[i]], now, word.Tick() != tick)
+				}
 			}
 			continue
 		}

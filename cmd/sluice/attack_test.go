@@ -20,21 +20,61 @@ import (
 	"github.com/sluice-lb/sluice/testenv"
 )
 
-// flood sends TCP packets over IPv4 from the client's namespace to the VIP, so many a second, until it is stopped. Sources are
-// random ones of 100.64.0.0/10, or the one that is given.
+// flood sends packets over IPv4 from the client's namespace to a VIP, so many a second, until it is stopped. Sources are random
+// ones of 100.64.0.0/10, or the one that is given.
 type flood struct {
 	stop chan struct{}
 	sent sync.WaitGroup
 	n    int
 }
 
-func (s *system) flood(source netip.Addr, to netip.AddrPort, flags byte, rate int) *flood {
-	s.t.Helper()
-	if err := s.net.Router.SetSysctl("net.ipv4.conf.all.rp_filter", "0"); err != nil {
-		s.t.Fatal(err)
+// floodPacket fills in what a flood consists of. ip is 40 bytes, an IPv4 header with its addresses and 20 more.
+type floodPacket func(ip []byte, port uint16)
+
+// floodTCP is TCP segments with these flags, whose numbers and ports are random.
+func floodTCP(flags byte) floodPacket {
+	return func(ip []byte, port uint16) {
+		ip[9] = unix.IPPROTO_TCP
+		tcp := ip[20:]
+		binary.BigEndian.PutUint16(tcp, uint16(1024+rand.IntN(60_000)))
+		binary.BigEndian.PutUint16(tcp[2:], port)
+		binary.BigEndian.PutUint32(tcp[4:], rand.Uint32())
+		binary.BigEndian.PutUint32(tcp[8:], rand.Uint32())
+		tcp[12], tcp[13] = 5<<4, flags
+		binary.BigEndian.PutUint16(tcp[14:], 0xffff)
+		binary.BigEndian.PutUint16(tcp[16:], 0)
+		sum := uint32(unix.IPPROTO_TCP + 20)
+		for i := 12; i < 40; i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+		}
+		for sum > 0xffff {
+			sum = sum>>16 + sum&0xffff
+		}
+		binary.BigEndian.PutUint16(tcp[16:], ^uint16(sum))
 	}
-	if err := s.net.Router.SetSysctl("net.ipv4.conf.client.rp_filter", "0"); err != nil {
-		s.t.Fatal(err)
+}
+
+// floodUDP is datagrams from random ports.
+func floodUDP(ip []byte, port uint16) {
+	ip[9] = unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(ip[20:], uint16(1024+rand.IntN(60_000)))
+	binary.BigEndian.PutUint16(ip[22:], port)
+	binary.BigEndian.PutUint16(ip[24:], 20)
+}
+
+// floodFragments is later fragments whose first never comes.
+func floodFragments(ip []byte, _ uint16) {
+	ip[9] = unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(ip[4:], uint16(1+rand.IntN(0xffff)))
+	binary.BigEndian.PutUint16(ip[6:], 0x2000|uint16(1+rand.IntN(1000)))
+}
+
+func (s *system) flood(source netip.Addr, to netip.AddrPort, packet floodPacket, rate int) *flood {
+	s.t.Helper()
+	for _, link := range []string{"all", "client"} {
+		if err := s.net.Router.SetSysctl("net.ipv4.conf."+link+".rp_filter", "0"); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 	f := &flood{stop: make(chan struct{})}
 	var fd int
@@ -49,7 +89,7 @@ func (s *system) flood(source netip.Addr, to netip.AddrPort, flags byte, rate in
 	f.sent.Go(func() {
 		defer unix.Close(fd)
 		p := make([]byte, 40)
-		p[0], p[3], p[8], p[9] = 0x45, 40, 64, unix.IPPROTO_TCP
+		p[0], p[3], p[8] = 0x45, 40, 64
 		copy(p[16:], dst[:])
 		start, limit := time.Now(), 60*rate // a minute at the most
 		for f.n < limit {
@@ -64,19 +104,7 @@ func (s *system) flood(source netip.Addr, to netip.AddrPort, flags byte, rate in
 					src = source.As4()
 				}
 				copy(p[12:], src[:])
-				tcp := p[20:]
-				binary.BigEndian.PutUint16(tcp, uint16(1024+rand.IntN(60_000)))
-				binary.BigEndian.PutUint16(tcp[2:], to.Port())
-				binary.BigEndian.PutUint32(tcp[4:], rand.Uint32())
-				tcp[12], tcp[13] = 5<<4, flags
-				binary.BigEndian.PutUint16(tcp[14:], 0xffff)
-				binary.BigEndian.PutUint16(tcp[16:], 0)
-				sum := uint32(unix.IPPROTO_TCP + 20)
-				for i := 12; i < 40; i += 2 {
-					sum += uint32(binary.BigEndian.Uint16(p[i:]))
-				}
-				sum = sum>>16 + sum&0xffff
-				binary.BigEndian.PutUint16(tcp[16:], ^uint16(sum>>16+sum))
+				packet(p, to.Port())
 				_ = unix.Sendto(fd, p, 0, &unix.SockaddrInet4{Addr: dst}) // a full queue loses it, as in any flood
 			}
 		}
@@ -148,7 +176,7 @@ func TestSYNFlood(t *testing.T) {
 	if active, challenged := defence(); active || challenged != 0 {
 		t.Fatalf("without a flood: active %v, %d challenged", active, challenged)
 	}
-	f := s.flood(netip.Addr{}, netip.AddrPortFrom(testVIP4, 80), 0x02, 10_000)
+	f := s.flood(netip.Addr{}, netip.AddrPortFrom(testVIP4, 80), floodTCP(0x02), 10_000)
 	if err := node.daemon.WaitOutput(5*time.Second, "flood of SYNs"); err != nil {
 		t.Fatal(err)
 	}
@@ -164,6 +192,11 @@ func TestSYNFlood(t *testing.T) {
 	t.Logf("%d SYNs were sent, %d challenged", f.n, challenged)
 	if err := node.daemon.WaitOutput(20*time.Second, "the flood of SYNs is over"); err != nil {
 		t.Fatal(err)
+	}
+	for line := range strings.Lines(node.daemon.Output()) {
+		if strings.Contains(line, "flood of SYNs") {
+			t.Log(strings.TrimSpace(line))
+		}
 	}
 	s.curlAll(testVIP4, 20)
 	s.down()
@@ -182,7 +215,7 @@ func TestSYNCookie(t *testing.T) {
 		services[i].Options = "syn_defence: cookie"
 	}
 	s.up(services...)
-	f := s.flood(netip.Addr{}, netip.AddrPortFrom(testVIP4, 80), 0x02, 5_000)
+	f := s.flood(netip.Addr{}, netip.AddrPortFrom(testVIP4, 80), floodTCP(0x02), 5_000)
 	s.curlAll(testVIP4, 100)
 	s.curlAll(testVIP6, 100)
 	for i, vip := range s.vips {
@@ -278,7 +311,7 @@ func TestLimits(t *testing.T) {
 	s.up(s.webService(""))
 	node := s.nodes[0]
 	attacker := s.net.Sources4[0]
-	f := s.flood(attacker, netip.AddrPortFrom(testVIP4, 80), 0x10, 20_000)
+	f := s.flood(attacker, netip.AddrPortFrom(testVIP4, 80), floodTCP(0x10), 20_000)
 	time.Sleep(2 * time.Second)
 	for _, source := range s.net.Sources4[1:] {
 		if by, err := s.curl(source, testVIP4, 50); err != nil || total(by) != 50 {

@@ -30,8 +30,8 @@ func benchWorkerCommand() *cobra.Command {
 		Long: `Measure the worker on an in-process NIC, beside a bare MAC swap on the same rings. No root, no network.
 
 Modes: swap, the bare swap; ipip, packets of flows that have a word; syn, SYNs of unknown flows, which leave none; new,
-packets of unknown flows, each of which gets a word; limits, as ipip with a limit of each source; challenge, SYNs that are
-answered with a challenge. All modes and flow counts take turns within one run, so their ratios are good on a machine whose speed changes.
+packets of unknown flows, each of which gets a word; limits, as ipip with a limit of each source; challenge and cookie,
+SYNs that are answered so. All modes and flow counts take turns within one run, so their ratios are good on a machine whose speed changes.
 Nanoseconds are this machine's, now, and do not carry over.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
