@@ -166,7 +166,12 @@ func (m mapping) guard(s *placed, defence SYNDefence) {
 		s.SYNDefence, _ = v.synDefence()
 	}
 	if s.SYNDefence == SYNCookie && s.Forward == ForwardNAT {
-		v.refuseAs("cookie with forward: nat", "off, auto or challenge", "there is no agent on the backends that could take cookies")
+		const why = "there is no agent on the backends that could take cookies"
+		if v.missing() {
+			m.field("forward").refuseAs("nat with the syn_defence at the top, cookie", "l2, ipip or gue", "or give the service a syn_defence of its own: "+why)
+		} else {
+			v.refuseAs("cookie with forward: nat", "off, auto or challenge", why)
+		}
 	}
 }
 

@@ -76,6 +76,9 @@ var limitRefusals = []refusal{
 	{"SYN cookies of NAT", valid, strings.Replace(with("syn_defence: cookie"), "forward: ipip", "forward: nat", 1), []string{
 		"f:9:18: services[0].syn_defence: found cookie with forward: nat, expected off, auto or challenge (there is no agent on the backends that could take cookies)",
 	}},
+	{"SYN cookies for all services, one of NAT", valid, "syn_defence: cookie\n" + strings.Replace(valid, "forward: ipip", "forward: nat", 1), []string{
+		"f:9:14: services[0].forward: found nat with the syn_defence at the top, cookie, expected l2, ipip or gue (or give the service a syn_defence of its own: there is no agent on the backends that could take cookies)",
+	}},
 	{"SYN defence of UDP", valid, udp(with("syn_defence: auto")), []string{
 		"f:9:18: services[0].syn_defence: found auto with udp, expected off (only TCP has SYNs)",
 	}},
