@@ -94,7 +94,7 @@ func icmpError(mem []byte, start int, m *Meta, kind, code uint8, word uint32) (n
 // parsed from; Answerable has allowed the answer. The new frame begins at newStart, without headroom, and is newLen bytes
 // long.
 func Reset(mem []byte, start int, m *Meta) (newStart, newLen int) {
-	l3, t := start+int(m.L3), mem[start+int(m.L4):]
+	t := mem[start+int(m.L4):]
 	length := uint32(m.End-m.L4) - uint32(t[12]>>4)*4
 	seq, ack, flags := uint32(0), binary.BigEndian.Uint32(t[4:])+length, uint8(RST|tcpACK)
 	if t[13]&tcpACK != 0 {
@@ -102,22 +102,28 @@ func Reset(mem []byte, start int, m *Meta) (newStart, newLen int) {
 	} else {
 		ack += uint32(t[13]&uint8(FIN)) + uint32(t[13]&uint8(SYN))>>1 // both take a number
 	}
+	return answerBare(mem, start, m, seq, ack, flags)
+}
+
+// answerBare makes of a TCP segment the answer with these numbers and flags, a window of 0 and nothing else.
+func answerBare(mem []byte, start int, m *Meta, seq, ack uint32, flags uint8) (newStart, newLen int) {
 	client := Source(mem[start:], m)
 	swap(mem[start:start+6], mem[start+6:start+12])
-
-	headers, addrs := ipv4Len, mem[l3+12:l3+20]
+	l3, headers := start+int(m.L3), ipv4Len
 	if m.Flags&V6 != 0 {
-		headers, addrs = ipv6Len, mem[l3+8:l3+40]
+		headers = ipv6Len
 	}
 	ip := mem[l3 : l3+headers+tcpLen]
 	putHeader(ip, m, 0, ProtoTCP, client)
+
+	// The sum is taken from the numbers before they are written: reading them again takes longer.
+	ports, control := uint32(m.DstPort)<<16|uint32(m.SrcPort), uint64(tcpLen/4)<<12|uint64(flags)
+	sum := pseudoSum(client, m.Dst) + ProtoTCP + tcpLen + uint64(ports) + uint64(seq) + uint64(ack) + control
 	tcp := (*[tcpLen]byte)(ip[headers:])
-	binary.BigEndian.PutUint16(tcp[0:], m.DstPort)
-	binary.BigEndian.PutUint16(tcp[2:], m.SrcPort)
+	binary.BigEndian.PutUint32(tcp[0:], ports)
 	binary.BigEndian.PutUint32(tcp[4:], seq)
 	binary.BigEndian.PutUint32(tcp[8:], ack)
-	binary.BigEndian.PutUint64(tcp[12:], tcpLen/4<<60|uint64(flags)<<48)
-	putChecksum(tcp[16:18], transportSum(addrs, ProtoTCP, tcp[:]))
+	binary.BigEndian.PutUint64(tcp[12:], control<<48|uint64(^fold(sum))<<16)
 	return start, int(m.L3) + len(ip)
 }
 
@@ -132,9 +138,16 @@ func putHeader(ip []byte, m *Meta, class, proto uint8, client Addr) {
 		return
 	}
 	h := (*[ipv4Len]byte)(ip)
-	binary.BigEndian.PutUint64(h[0:], (ipv4First|uint64(class)<<16|uint64(len(ip)))<<32|ipv4DontFragment)
-	binary.BigEndian.PutUint32(h[8:], hopLimit<<24|uint32(proto)<<16)
-	putAddr(h[12:16], m.Dst)
-	putAddr(h[16:20], client)
-	putChecksum(h[10:12], sumBytes(0, h[:]))
+	first, last := ipv4First|uint64(class)<<16|uint64(len(ip)), hopLimit<<24|uint32(proto)<<16
+	src, dst := m.Dst.Lo&0xffffffff, client.Lo&0xffffffff
+	sum := first + ipv4DontFragment + uint64(last) + src + dst
+	binary.BigEndian.PutUint64(h[0:], first<<32|ipv4DontFragment)
+	binary.BigEndian.PutUint32(h[8:], last|uint32(^fold(sum)))
+	binary.BigEndian.PutUint64(h[12:], src<<32|dst)
+}
+
+// pseudoSum returns the sum of two addresses as in a pseudo header, in big-endian words, with room for many more. What
+// IPv4-mapped addresses have beside the IPv4 address is zero modulo 65535.
+func pseudoSum(a, b Addr) uint64 {
+	return a.Hi>>32 + a.Hi&0xffffffff + a.Lo>>32 + a.Lo&0xffffffff + b.Hi>>32 + b.Hi&0xffffffff + b.Lo>>32 + b.Lo&0xffffffff
 }

@@ -150,33 +150,13 @@ func SYNCookie(mem []byte, start int, m *Meta, o SYNOptions, isn uint32, mss uin
 	control := uint64(length/4)<<12 | uint64(flags)
 	sum += uint64(length) + control
 
-	if m.Flags&V6 != 0 {
-		putHeader(mem[l3:l3+headers+length], m, 0, ProtoTCP, client)
-	} else {
-		putHeader4((*[ipv4Len]byte)(mem[l3:]), ipv4Len+length, m.Dst, client)
-	}
+	putHeader(mem[l3:l3+headers+length], m, 0, ProtoTCP, client)
 	tcp := (*[tcpLen]byte)(t)
 	binary.BigEndian.PutUint32(tcp[0:], uint32(m.DstPort)<<16|uint32(m.SrcPort))
 	binary.BigEndian.PutUint32(tcp[4:], isn)
 	binary.BigEndian.PutUint32(tcp[8:], ack)
 	binary.BigEndian.PutUint64(tcp[12:], control<<48|cookieWindow<<32|uint64(^fold(sum))<<16)
 	return start, int(m.L3) + headers + length
-}
-
-// pseudoSum returns the sum of two addresses as in a pseudo header, in big-endian words, with room for many more. What
-// IPv4-mapped addresses have beside the IPv4 address is zero modulo 65535.
-func pseudoSum(a, b Addr) uint64 {
-	return a.Hi>>32 + a.Hi&0xffffffff + a.Lo>>32 + a.Lo&0xffffffff + b.Hi>>32 + b.Hi&0xffffffff + b.Lo>>32 + b.Lo&0xffffffff
-}
-
-// putHeader4 writes the header of putHeader for IPv4 and TCP, its sum taken from the numbers as well.
-func putHeader4(h *[ipv4Len]byte, length int, vip, client Addr) {
-	const last = hopLimit<<24 | ProtoTCP<<16
-	first, src, dst := ipv4First|uint64(length), vip.Lo&0xffffffff, client.Lo&0xffffffff
-	sum := first + ipv4DontFragment + last + src + dst
-	binary.BigEndian.PutUint64(h[0:], first<<32|ipv4DontFragment)
-	binary.BigEndian.PutUint32(h[8:], last|uint32(^fold(sum)))
-	binary.BigEndian.PutUint64(h[12:], src<<32|dst)
 }
 
 // CarriesACK says whether a TCP segment may bring back a cookie: it acknowledges something, and is neither SYN nor reset. frame
