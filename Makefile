@@ -44,8 +44,8 @@ test-zerocopy: build ## real drivers in zero-copy mode, in emulated machines (ro
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, and where unsafe may be
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'gofmt -w these files'; exit 1; }
-	$(GO) vet -tags guest ./...
-	$(TOOL) staticcheck -tags guest ./...
+	$(GO) vet -tags guest,floods ./...
+	$(TOOL) staticcheck -tags guest,floods ./...
 	@! grep -rl --include='*.go' '"unsafe"' . | grep -v -e '^./forwarder/xsk/' -e '^./internal/shm/' || { echo 'unsafe belongs into forwarder/xsk and internal/shm'; exit 1; }
 
 .PHONY: generate
@@ -80,7 +80,7 @@ test-long: sim ## the long forms: simulator, a hundred million operations on the
 
 .PHONY: test-floods
 test-floods: ## how regular clients fare during floods, with and without a defence (root; two minutes)
-	SLUICE_FLOODS=$(FLOOD) $(GO) test -count 1 -v -run 'TestFloods|TestCookieThroughput' ./cmd/sluice
+	SLUICE_FLOODS=$(FLOOD) $(GO) test -tags floods -count 1 -v -run 'TestFloods|TestCookieThroughput' ./cmd/sluice
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math/bits"
 	"sync/atomic"
+
+	"github.com/sluice-lb/sluice/internal/prefetch"
 )
 
 const (
@@ -89,7 +91,7 @@ func matches(w, fp uint64) bool { return w>>32 == fp && w != 0 }
 
 // Prefetch asks the processor for the home line of each hash, so that the cache misses of a batch overlap. Call it in a
 // pass of its own, some way before the look-ups.
-func (t *Table) Prefetch(hashes []uint64) { prefetch(t.words, t.mask, hashes) }
+func (t *Table) Prefetch(hashes []uint64) { prefetch.Lines(t.words, t.mask, hashes) }
 
 // Lookup returns the word of the flow with this hash and its index in the table, or a zero word if it has none. The
 // word may be expired (see [Life.Expired]). It looks into the home line and, only if nothing is there, into the
@@ -128,7 +130,7 @@ func (t *Table) LookupBatch(hashes []uint64, index []int, words []Word) {
 				misses++
 			}
 		}
-		prefetch(t.words, t.mask, lines[:misses])
+		prefetch.Lines(t.words, t.mask, lines[:misses])
 		for k, i := range which[:misses] {
 			index[i], words[i] = t.find(lines[k]*lineWords, hashes[i]>>32)
 		}

@@ -54,21 +54,6 @@ func floodTCP(flags byte) floodPacket {
 	}
 }
 
-// floodUDP is datagrams from random ports.
-func floodUDP(ip []byte, port uint16) {
-	ip[9] = unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(ip[20:], uint16(1024+rand.IntN(60_000)))
-	binary.BigEndian.PutUint16(ip[22:], port)
-	binary.BigEndian.PutUint16(ip[24:], 20)
-}
-
-// floodFragments is later fragments whose first never comes.
-func floodFragments(ip []byte, _ uint16) {
-	ip[9] = unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(ip[4:], uint16(1+rand.IntN(0xffff)))
-	binary.BigEndian.PutUint16(ip[6:], 0x2000|uint16(1+rand.IntN(1000)))
-}
-
 func (s *system) flood(source netip.Addr, to netip.AddrPort, packet floodPacket, rate int) *flood {
 	s.t.Helper()
 	for _, link := range []string{"all", "client"} {

@@ -5,6 +5,8 @@ import (
 	"math/bits"
 	"sync/atomic"
 	"time"
+
+	"github.com/sluice-lb/sluice/internal/prefetch"
 )
 
 // A word of a Limiter, from the top: tag 16, count of refusals 6, scale 5, theoretical arrival time 37. The time counts units
@@ -121,7 +123,7 @@ func (l *Limiter) Hash(hi, lo uint64, limit uint32) uint64 { return mix(&l.key, 
 
 // Prefetch asks the processor for the line of each hash, so that the cache misses of a batch overlap. Call it in a pass of its
 // own, some way before Admit.
-func (l *Limiter) Prefetch(hashes []uint64) { prefetch(l.words, l.mask, hashes) }
+func (l *Limiter) Prefetch(hashes []uint64) { prefetch.Lines(l.words, l.mask, hashes) }
 
 // Lines is the number of lines, which [Limiter.Sweep] counts in.
 func (l *Limiter) Lines() int { return len(l.words) / lineWords }

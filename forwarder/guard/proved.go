@@ -3,6 +3,8 @@ package guard
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/sluice-lb/sluice/internal/prefetch"
 )
 
 // A word of a Proved: the upper half of the source's hash, and when it proved itself, in units of 2^26 ns, 67 ms. That wraps
@@ -40,7 +42,7 @@ func NewProved(words []uint64, key [2]uint64) (*Proved, error) {
 func (p *Proved) Hash(hi, lo uint64) uint64 { return mix(&p.key, hi, lo, 0) }
 
 // Prefetch asks the processor for the line of each hash, so that the cache misses of a batch overlap.
-func (p *Proved) Prefetch(hashes []uint64) { prefetch(p.words, p.mask, hashes) }
+func (p *Proved) Prefetch(hashes []uint64) { prefetch.Lines(p.words, p.mask, hashes) }
 
 // line returns the line of a hash.
 func (p *Proved) line(hash uint64) *[lineWords]uint64 {

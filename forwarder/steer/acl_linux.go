@@ -1,7 +1,6 @@
 package steer
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -264,7 +263,7 @@ func (r *resolved) addList(id uint32, l *List) error {
 	if len(l.Entries) == 0 {
 		return nil // programs need not look for it
 	}
-	for _, p := range joined(l.Ports) {
+	for _, p := range union(slices.Clone(l.Ports)) {
 		// The largest aligned block that begins at first, and does not go beyond last.
 		for first := uint32(p.First); first <= uint32(p.Last); {
 			size := uint32(1)
@@ -278,22 +277,6 @@ func (r *resolved) addList(id uint32, l *List) error {
 		}
 	}
 	return r.addEntries(id, l.Entries)
-}
-
-// joined sorts ranges of ports and joins those that touch or overlap.
-func joined(ranges []PortRange) []PortRange {
-	ranges = slices.Clone(ranges)
-	slices.SortFunc(ranges, func(a, b PortRange) int { return cmp.Compare(a.First, b.First) })
-	n := 0
-	for _, r := range ranges[1:] {
-		if last := &ranges[n].Last; int(r.First) <= int(*last)+1 {
-			*last = max(*last, r.Last)
-			continue
-		}
-		n++
-		ranges[n] = r
-	}
-	return ranges[:n+1]
 }
 
 // sort brings the rules into order and drops doubles. It refuses those that contradict each other.

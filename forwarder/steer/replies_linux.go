@@ -50,7 +50,7 @@ func (b portBlock) key() any {
 // Like [Steer.SetVIPs] it writes only the difference: packets from a source that stays are steered throughout. It can be
 // called again after an error.
 func (s *Steer) SetReplies(sources []Source) error {
-	ranges := make(map[endpoint][]Source)
+	ranges := make(map[endpoint][]PortRange)
 	for _, r := range sources {
 		switch {
 		case !plain(r.Addr):
@@ -63,7 +63,7 @@ func (s *Steer) SetReplies(sources []Source) error {
 				r.Addr, r.First, r.Last)
 		}
 		e := endpoint{r.Addr, r.Proto}
-		ranges[e] = append(ranges[e], r)
+		ranges[e] = append(ranges[e], PortRange{r.First, r.Last})
 	}
 	wantSources, wantBlocks := make(map[endpoint]steerReplySource), make(map[portBlock]steerReplyBlock)
 	for e, of := range ranges {
@@ -113,8 +113,8 @@ func (s *Steer) SetReplies(sources []Source) error {
 }
 
 // union sorts ranges of ports and joins those that touch or overlap, in place.
-func union(ranges []Source) []Source {
-	slices.SortFunc(ranges, func(a, b Source) int { return cmp.Compare(a.First, b.First) })
+func union(ranges []PortRange) []PortRange {
+	slices.SortFunc(ranges, func(a, b PortRange) int { return cmp.Compare(a.First, b.First) })
 	n := 0
 	for _, r := range ranges[1:] {
 		if last := &ranges[n].Last; int(r.First) <= int(*last)+1 {

@@ -190,13 +190,13 @@ func TestInterfacesShareSets(t *testing.T) {
 }
 
 func TestUnion(t *testing.T) {
-	r := func(ports ...uint16) (out []Source) {
+	r := func(ports ...uint16) (out []PortRange) {
 		for i := 0; i < len(ports); i += 2 {
-			out = append(out, Source{backend4, 6, ports[i], ports[i+1]})
+			out = append(out, PortRange{ports[i], ports[i+1]})
 		}
 		return out
 	}
-	for _, c := range []struct{ in, want []Source }{
+	for _, c := range []struct{ in, want []PortRange }{
 		{r(80, 80), r(80, 80)},
 		{r(80, 80, 80, 80), r(80, 80)},
 		{r(82, 90, 80, 81), r(80, 90)},

@@ -1,7 +1,7 @@
 #include "textflag.h"
 
-// func prefetch(words []uint64, mask uint64, hashes []uint64)
-TEXT ·prefetch(SB), NOSPLIT, $0-56
+// func Lines(words []uint64, mask uint64, hashes []uint64)
+TEXT ·Lines(SB), NOSPLIT, $0-56
 	MOVD words_base+0(FP), R0
 	MOVD mask+24(FP), R1
 	MOVD hashes_base+32(FP), R2

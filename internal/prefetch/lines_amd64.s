@@ -1,7 +1,7 @@
 #include "textflag.h"
 
-// func prefetch(words []uint64, mask uint64, hashes []uint64)
-TEXT ·prefetch(SB), NOSPLIT, $0-56
+// func Lines(words []uint64, mask uint64, hashes []uint64)
+TEXT ·Lines(SB), NOSPLIT, $0-56
 	MOVQ words_base+0(FP), AX
 	MOVQ mask+24(FP), BX
 	MOVQ hashes_base+32(FP), SI
