@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -98,10 +99,28 @@ func (r *rig) exchange(round int) {
 				lengths[len(p)]++
 			}
 			traffic, _ := json.Marshal(r.status().Traffic) // a Status always can be encoded
-			r.t.Fatalf("round %d, %s: packets that did not come out, or not whole, by IP length: %v; status: %s", round, s.name, lengths, traffic)
+			r.t.Fatalf("round %d, %s: packets that did not come out, or not whole, by IP length: %v; counters of the cards: %s; status: %s",
+				round, s.name, lengths, r.counters(), traffic)
 		}
 	}
 	r.t.Logf("round %d: %d frames came out undamaged, %d of them at a further try", round, sent, lost)
+}
+
+// counters tells what each card's kernel has counted.
+func (r *rig) counters() string {
+	var b strings.Builder
+	for _, c := range []struct {
+		ns   *testenv.Namespace
+		card string
+	}{{r.client, "eth1"}, {r.node, "eth0"}, {r.node, "eth2"}, {r.backend, "eth3"}} {
+		if l, err := c.ns.Link(c.card); err == nil {
+			fmt.Fprintf(&b, "%s %v %+v ", c.card, l.Attrs().OperState, *l.Attrs().Statistics)
+		}
+	}
+	if st, err := unix.GetsockoptTpacketStats(r.out.fd, unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
+		fmt.Fprintf(&b, "socket of the backend %+v", *st)
+	}
+	return b.String()
 }
 
 // inner takes the outer header off a frame for the backend, after a look at it.
