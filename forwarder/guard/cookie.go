@@ -4,6 +4,7 @@ import (
 	"crypto/hkdf"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/hex"
 	"fmt"
 	"math/bits"
 )
@@ -50,6 +51,19 @@ func CookieSecret(seed []byte) ([32]byte, error) {
 		return [32]byte{}, fmt.Errorf("derive the secret of cookies: %w", err)
 	}
 	return [32]byte(b), nil
+}
+
+// CookieVersion names the way in which cookies are made, with all that a node and an agent have to agree on. Another way has
+// another number.
+const CookieVersion = 1
+
+// CookieKeyID names a secret without telling it: its holders can be compared.
+func CookieKeyID(secret [32]byte) string {
+	b, err := hkdf.Key(sha256.New, secret[:], nil, "sluice cookie key id v1", 8)
+	if err != nil {
+		panic(err) // 8 bytes are never too many
+	}
+	return hex.EncodeToString(b)
 }
 
 // NewCookies returns the Cookies of a secret, see [CookieSecret]. The two IP versions have half of it each, a key of 128 bits.
