@@ -5,6 +5,7 @@ import (
 
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/steer"
 )
 
 // publishNanos is how often a busy worker publishes its counters; an idle one does before it sleeps.
@@ -31,6 +32,8 @@ type serviceCounts struct {
 	// Of a service that may be defended: SYNs of flows without a usable word, those that were challenged, proofs that came
 	// back, and flows whose handshake was completed.
 	syns, challenged, proofs, completed uint64
+	// Packets without a usable word, or over a limit, by class (steer.ShedSYN …).
+	unknown [steer.ShedPortless]uint64
 }
 
 // totals are a worker's own books.
@@ -40,6 +43,7 @@ type totals struct {
 	held                                     uint64 // now
 	continued                                uint64 // frames sent of packets that take several, but their first
 	newFlows                                 uint64
+	portless                                 uint64 // packets without ports, or with those of the packet that an ICMP error is about
 	inserts                                  [conntrack.NumOutcomes]uint64
 	observed                                 [numOver]uint64 // packets over a limit that only observes
 	reasons                                  [packet.NumReasons]uint64
@@ -72,7 +76,7 @@ type serviceCell struct {
 type sharedCounters struct {
 	received, forwarded, answered, generated atomic.Uint64
 	replies, held, continued                 atomic.Uint64
-	newFlows                                 atomic.Uint64
+	newFlows, portless                       atomic.Uint64
 	inserts                                  [conntrack.NumOutcomes]atomic.Uint64
 	reasons                                  [packet.NumReasons]atomic.Uint64
 	slots                                    []sharedSlot
@@ -83,6 +87,7 @@ type sharedCounters struct {
 type sharedService struct {
 	dropped                             [packet.NumReasons]atomic.Uint64
 	syns, challenged, proofs, completed atomic.Uint64
+	unknown                             [steer.ShedPortless]atomic.Uint64
 }
 
 type sharedSlot struct{ packets, bytes, newFlows atomic.Uint64 }
@@ -135,6 +140,7 @@ func (c *counters) publish(now int64) {
 	s.held.Store(c.held)
 	s.continued.Store(c.continued)
 	s.newFlows.Store(c.newFlows)
+	s.portless.Store(c.portless)
 	for i := range c.inserts {
 		s.inserts[i].Store(c.inserts[i])
 	}
@@ -162,6 +168,9 @@ func (c *counters) publish(now int64) {
 		shared.challenged.Store(cell.challenged)
 		shared.proofs.Store(cell.proofs)
 		shared.completed.Store(cell.completed)
+		for class := range cell.unknown {
+			shared.unknown[class].Store(cell.unknown[class])
+		}
 		cell.dirty = false
 	}
 	c.dirtyServices = c.dirtyServices[:0]

@@ -12,6 +12,7 @@ import (
 func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 	for _, i := range w.misses[:w.missed] {
 		m := &w.metas[i]
+		w.count.service(w.services[i]).unknown[classOf(m)]++
 		source := packet.Source(w.frame(&w.descs[i]), m)
 		if snap.isVIP(source) { // checked here, since such a packet never gets a word
 			m.Reason = packet.SourceVIP

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 )
@@ -88,17 +89,26 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 	return unproved
 }
 
-// leaveProbation notes of packet i, whose word was on probation, what tells a defended service who its users are. later says that
-// the word is established by it, in a later tick than its flow's first packet.
-func (w *Worker) leaveProbation(i int, s *service, now int64, later bool) {
-	m, number := &w.metas[i], w.services[i]
-	if !s.agrees && (later || m.Flags&(packet.FIN|packet.RST) != 0) { // its SYN got the word, so this is the first that is seen of it
-		w.count.service(number).completed++
+// leaveProbation counts the handshake of packet i's flow, whose word was on probation, as completed. later says that the word is
+// established by it, in a later tick than its flow's first packet.
+func (w *Worker) leaveProbation(i int, s *service, later bool) {
+	if !s.agrees && (later || w.metas[i].Flags&(packet.FIN|packet.RST) != 0) { // its SYN got the word, so this is the first that is seen of it
+		w.count.service(w.services[i]).completed++
 	}
-	if later && !w.engine.flooded[number].Load() {
-		source := packet.Source(w.frame(&w.descs[i]), m)
-		w.engine.proved.Add(w.engine.proved.Hash(source.Hi, source.Lo), now)
+}
+
+// renewed notes the source of packet i, which renewed an older word: in calm times one whose TCP connection lives is known, so that
+// it needs no proof in a flood, and gets through when the node cannot take all. A connection tells it of itself once in eight
+// ticks.
+func (w *Worker) renewed(i int, s *service, word conntrack.Word, now int64, tick uint16) {
+	e, m := w.engine, &w.metas[i]
+	offset := uint16(m.Hash & 7) // so that not all do it in the same tick
+	if !s.tcp || word.State() == conntrack.Closing || word.State() == conntrack.Established && (word.Tick()+offset)>>3 == (tick+offset)>>3 ||
+		e.flooded[w.services[i]].Load() || e.overload.lasts.Load() {
+		return
 	}
+	source := packet.Source(w.frame(&w.descs[i]), m)
+	e.proved.Add(e.proved.Hash(source.Hi, source.Lo), now)
 }
 
 // prove notes that a source has proved its address.

@@ -69,6 +69,7 @@ type Engine struct {
 	unresolved chan netip.Addr
 	snapshot   atomic.Pointer[Snapshot]
 	defences
+	overload overload
 
 	applying sync.Mutex // one Apply at a time; taken before mu
 
@@ -125,6 +126,8 @@ func NewEngine(c EngineConfig) (*Engine, error) {
 		live:  maglev.Slots{Admit: make([]atomic.Uint32, conntrack.MaxSlots), Flows: make([]atomic.Int32, conntrack.MaxSlots)},
 
 		record: c.Record, onSwept: c.Swept,
+
+		overload: newOverload(),
 
 		fragments:  new(fragmentTable),
 		unresolved: make(chan netip.Addr, 64),

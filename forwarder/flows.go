@@ -186,14 +186,29 @@ func (e *Engine) FlowLine(hash uint64) uint64 { return hash % uint64(e.table.Lin
 type Top uint8
 
 const (
-	TopFlows   Top = iota // flows that got a word
-	TopSYNs               // SYNs of flows without a usable word, to services with a defence
-	TopPackets            // packets, of which one in each batch is counted
+	TopFlows    Top = iota // flows that got a word
+	TopSYNs                // SYNs of flows without a usable word, to services with a defence
+	TopPackets             // packets, of which one in each batch is counted
+	TopPrefixes            // the same by prefix: 16 bits of IPv4 addresses, 32 of IPv6
 	NumTops
 )
 
+// Name is what a count is of, in words: an address, an IPv6 prefix of 64 bits, or a prefix of TopPrefixes.
+func (by Top) Name(c guard.Count) string {
+	source := packet.Addr{Hi: c.Hi, Lo: c.Lo}.Netip()
+	switch {
+	case by == TopPrefixes && source.Is4():
+		return netip.PrefixFrom(source, guard.PrefixBits4).String()
+	case by == TopPrefixes:
+		return netip.PrefixFrom(source, guard.PrefixBits6).String()
+	case source.Is6():
+		return netip.PrefixFrom(source, 64).String()
+	}
+	return source.String()
+}
+
 // TopSources returns the sources that have done most of something in the last minutes: each minute, all counts are halved. Of
-// IPv6 sources it is the /64 that counts. Each worker is asked between two of its batches.
+// IPv6 sources it is the /64 that counts; of TopPrefixes see there. Each worker is asked between two of its batches.
 func (e *Engine) TopSources(by Top) (sources []guard.Count, total uint64) {
 	e.mu.Lock()
 	workers := slices.Clone(e.workers)

@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
+	"github.com/sluice-lb/sluice/internal/shm"
 )
 
 const (
@@ -31,6 +32,7 @@ const (
 	maxVIPs    = MaxServices
 	maxReplies = conntrack.MaxSlots
 	maxACL     = 4 << 20 // as many as a configuration may have
+	maxProved  = 1 << 28 // words; a BPF array takes less than 4 GiB
 	// singleBuffer is the largest MTU, in bytes, with which a frame fits one buffer, whatever the driver keeps for itself
 	// there (veth_xdp_set in drivers/net/veth.c: 3,504).
 	singleBuffer = 3500
@@ -72,6 +74,8 @@ type Node struct {
 	log       *slog.Logger
 	tableFile *tableFile
 	steer     *steer.Steer
+	// provedMemory is that of the set of proved sources, which the XDP program reads.
+	provedMemory *shm.Memory
 	// multiBuffer says that frames may be larger than a buffer, and then come in several.
 	multiBuffer bool
 	watcher     *nexthop.Watcher
@@ -90,6 +94,8 @@ type Node struct {
 	own     []netip.Prefix
 	guePort uint16
 	acl     *steer.ACL
+
+	shedBefore atomic.Pointer[shedCounts] // what had been shed when the last overload began; nil: there was none
 }
 
 // lane is one worker with its UMEM.
@@ -135,9 +141,15 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 	if err != nil {
 		return nil, err
 	}
+	proved, lines, err := shm.NewArrayMap("sluice_proved", int(min(words, maxProved)))
+	if err != nil {
+		return nil, fmt.Errorf("proved sources: %w", err)
+	}
+	defer lines.Close() // the program and the memory keep what they need
+	n.provedMemory = proved
 	n.Engine, err = NewEngine(EngineConfig{
 		Keys: c.Keys, Words: n.tableFile.words, Clock: clock, Adopt: adopt, Record: n.tableFile.record, Swept: n.tableFile.swept,
-		LimitWords: make([]uint64, words), ProvedWords: make([]uint64, words),
+		LimitWords: make([]uint64, words), ProvedWords: proved.Words(),
 	})
 	if err != nil {
 		return nil, err
@@ -148,6 +160,10 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 	}
 	go func() { n.watching <- n.watcher.Run(context.Background()) }()
 	if n.steer, err = steer.New(maxVIPs, maxReplies, maxACL); err != nil {
+		return nil, err
+	}
+	key, mask := n.proved.Shared()
+	if err := n.steer.ShareProved(lines, key, mask); err != nil {
 		return nil, err
 	}
 	for i, ic := range c.Interfaces {
@@ -248,6 +264,7 @@ func (n *Node) Run(ctx context.Context) error {
 	helpers.Go(func() { n.followLinks(ctx) })
 	helpers.Go(func() { n.followClients(ctx) })
 	helpers.Go(func() { n.followFloods(ctx) })
+	helpers.Go(func() { n.followOverload(ctx) })
 	select {
 	case <-ctx.Done():
 	case err := <-n.watching:
@@ -496,6 +513,9 @@ func (n *Node) Close() error {
 	}
 	if n.tableFile != nil {
 		errs = append(errs, n.tableFile.memory.Close())
+	}
+	if n.provedMemory != nil {
+		errs = append(errs, n.provedMemory.Close())
 	}
 	return errors.Join(errs...)
 }

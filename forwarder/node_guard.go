@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 )
 
@@ -51,10 +50,12 @@ func (n *Node) followFloods(ctx context.Context) {
 		case <-detect.C:
 			for _, c := range n.Detect() {
 				if c.Began {
-					n.log.Warn("flood of SYNs", "service", c.Service, "syn_defence", c.Defence.String(), "syns_per_second", int(c.Rate), "most_from", n.mostSYNs())
+					n.log.Warn("flood of SYNs", "service", c.Service, "syn_defence", c.Defence.String(), "syns_per_second", int(c.Rate),
+						"most_from", n.mostFrom(TopSYNs), "most_packets_from", n.mostFrom(TopPrefixes))
 				} else {
 					n.log.Info("the flood of SYNs is over", "service", c.Service, "lasted", c.Lasted.Round(100*time.Millisecond),
-						"syns", c.SYNs, "answered", c.Challenged, "proofs", c.Proofs)
+						"syns", c.SYNs, "answered", c.Challenged, "proofs", c.Proofs,
+						"most_from", n.mostFrom(TopSYNs), "most_packets_from", n.mostFrom(TopPrefixes))
 				}
 			}
 		case source := <-n.bans:
@@ -81,12 +82,12 @@ func (n *Node) followFloods(ctx context.Context) {
 	}
 }
 
-// mostSYNs is the three sources that send most SYNs, with their shares: forged ones have next to none.
-func (n *Node) mostSYNs() string {
-	top, total := n.TopSources(TopSYNs)
+// mostFrom is the three sources, or prefixes, that do most of something, with their shares: forged ones have next to none.
+func (n *Node) mostFrom(by Top) string {
+	top, total := n.TopSources(by)
 	var texts []string
 	for _, c := range top[:min(3, len(top))] {
-		texts = append(texts, fmt.Sprintf("%v (%.1f %%)", packet.Addr{Hi: c.Hi, Lo: c.Lo}.Netip(), 100*float64(c.N)/float64(max(total, 1))))
+		texts = append(texts, fmt.Sprintf("%s (%.1f %%)", by.Name(c), 100*float64(c.N)/float64(max(total, 1))))
 	}
 	return strings.Join(texts, ", ")
 }

@@ -15,6 +15,13 @@ func (n *Node) Stats() Stats {
 	if s, err := n.steer.Stats(); err == nil {
 		st.Steer = SteerStats(s) // the same counters, with names for JSON
 	}
+	if sheds := n.shedStats(); len(sheds) > 0 {
+		counts := n.shedCounts()
+		for _, s := range sheds {
+			s.Packets = counts[s.place][s.class]
+			st.Shed = append(st.Shed, s.ShedStats)
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, l := range n.lanes {

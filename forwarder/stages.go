@@ -16,6 +16,9 @@ func (w *Worker) Poll(q int) int {
 	if n == 0 {
 		return 0
 	}
+	if n == batchSize {
+		w.press(port)
+	}
 	if w.io.MultiBuffer {
 		n = w.gather(n)
 	}
@@ -72,6 +75,7 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 			continue
 		}
 		if m.Flags&(packet.Echo|placed) != 0 {
+			w.count.portless++
 			if m.Flags&packet.Echo != 0 {
 				m.Reason = w.admitEcho(snap, m, now)
 			}
@@ -95,6 +99,7 @@ func (w *Worker) sample(n int) {
 	if m := &w.metas[i]; m.Reason == packet.None && m.Flags&(packet.Echo|reply) == 0 {
 		source := packet.Source(w.frame(&w.descs[i]), m)
 		w.tops[TopPackets].Add(guard.Source(source.Hi, source.Lo))
+		w.tops[TopPrefixes].Add(guard.Prefix(source.Hi, source.Lo))
 	}
 }
 
@@ -127,8 +132,11 @@ func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 		case state == maglev.Up, state == maglev.Draining, state == maglev.Down && snap.services[w.services[i]].onDown == OnDownKeep:
 			if m.Flags&packet.ICMPError == 0 { // an error is no sign of life, and anybody can forge one
 				w.table.Refresh(w.indices[i], word, tick, m.Flags&(packet.FIN|packet.RST) != 0)
+				if word.Tick() != tick {
+					w.renewed(i, &snap.services[w.services[i]], word, now, tick)
+				}
 				if word.State() == conntrack.Probation && snap.services[w.services[i]].defence != DefenceOff {
-					w.leaveProbation(i, &snap.services[w.services[i]], now, word.Tick() != tick)
+					w.leaveProbation(i, &snap.services[w.services[i]], word.Tick() != tick)
 				}
 			}
 			continue
@@ -334,7 +342,11 @@ func (w *Worker) drop(n int) {
 		}
 		w.count.reasons[m.Reason]++
 		if m.Reason >= packet.SourceLimit && m.Flags&packet.Echo == 0 { // it had a service
-			w.count.service(w.services[i]).dropped[m.Reason]++
+			cell := w.count.service(w.services[i])
+			cell.dropped[m.Reason]++
+			if m.Reason <= packet.NodeLimit {
+				cell.unknown[classOf(m)]++
+			}
 		}
 	}
 	w.from.Recycle(w.dropped[:dropped])

@@ -15,10 +15,12 @@ type Stats struct {
 	Interfaces []InterfaceStats `json:"interfaces"`
 	Services   []ServiceStats   `json:"services"`
 	Table      TableStats       `json:"table"`
+	// Shed is what the XDP programs drop now since the workers cannot take all; none in calm times.
+	Shed []ShedStats `json:"shed,omitempty"`
 }
 
 // SteerStats is what the XDP programs counted on all interfaces: ToVIPs + Replies = Redirected + NoSocket + Loops + Denied +
-// Banned.
+// Banned + Shed.
 type SteerStats struct {
 	ToVIPs     uint64 `json:"to_vips"`    // packets whose destination is a VIP, or that of the packet inside
 	Replies    uint64 `json:"replies"`    // packets from NAT backends, and ICMP errors about packets to these
@@ -27,6 +29,7 @@ type SteerStats struct {
 	NoSocket   uint64 `json:"no_socket"`  // dropped because their queue has no socket
 	Denied     uint64 `json:"denied"`     // dropped because their source is denied
 	Banned     uint64 `json:"banned"`     // dropped because their source was far over its limit
+	Shed       uint64 `json:"shed"`       // dropped because the workers cannot take all, and their source has proved nothing
 }
 
 // WorkerStats is one worker's books. At rest Received = Forwarded + Answered + Held + Σ Dropped, and the frames that its

@@ -38,6 +38,8 @@ type Port interface {
 	Recycle(batch []xsk.Desc)
 	// Spare gives the worker a free frame, to be written from addr on; false if there is none.
 	Spare() (addr uint64, ok bool)
+	// Backlog is how many frames have arrived and wait for Receive, and for how many there is room.
+	Backlog() (waiting, size int)
 	// Wake tells the other side of the rings that something was done, if it asked to be told: one system call at most.
 	Wake() error
 }
@@ -71,7 +73,8 @@ type Worker struct {
 	acked     atomic.Uint64 // generation of the snapshot in use
 	heartbeat atomic.Int64  // CLOCK_MONOTONIC ns of the last turn of Run
 	restarts  atomic.Uint64
-	cpu       atomic.Int64 // -1: not pinned
+	cpu       atomic.Int64  // -1: not pinned
+	pressure  atomic.Uint32 // how full, of 256, a ring was since Engine.LookShed; what is below pressureSome is not told
 	commands  chan func()
 	ended     chan struct{} // closed when Run returns
 	count     *counters

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -44,14 +45,14 @@ func showAttack(ctx context.Context, out io.Writer, client *control.Client, watc
 }
 
 // limitReasons are why packets are dropped that are an attack's, in the order in which they meet these.
-var limitReasons = []string{"denied", "banned", "source_limit", "service_limit", "node_limit", "challenged", "unproved"}
+var limitReasons = []string{"denied", "banned", "shed", "source_limit", "service_limit", "node_limit", "challenged", "unproved"}
 
 func printAttack(ctx context.Context, out io.Writer, client *control.Client, before, now *control.Status, elapsed time.Duration) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	rate := func(now, before uint64) string { return fmt.Sprintf("%.0f", float64(now-before)/elapsed.Seconds()) }
 	a, b := &before.Traffic, &now.Traffic
 	dropped := func(t *control.Traffic) map[string]uint64 {
-		d := map[string]uint64{"denied": t.Steer.Denied, "banned": t.Steer.Banned}
+		d := map[string]uint64{"denied": t.Steer.Denied, "banned": t.Steer.Banned, "shed": t.Steer.Shed}
 		for i := range t.Workers {
 			for reason, n := range t.Workers[i].Dropped {
 				d[reason] += n
@@ -86,8 +87,15 @@ func printAttack(ctx context.Context, out io.Writer, client *control.Client, bef
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", v.Name, v.Defence.Mode, state, rate(v.Defence.SYNs, d.Defence.SYNs),
 			rate(v.Defence.Challenged, d.Defence.Challenged), rate(v.Defence.Proofs, d.Defence.Proofs), v.Defence.Switches)
 	}
+	if len(b.Shed) > 0 {
+		fmt.Fprint(w, "\nOVERLOADED: SHED OF UNKNOWN SOURCES\tCLASS\tSHARE\tPACKETS\n")
+		for _, s := range b.Shed {
+			fmt.Fprintf(w, "%s\t%s\t%.1f %%\t%d\n", cmp.Or(s.Service, "(no ports)"), s.Class, 100*s.Share, s.Packets)
+		}
+	}
 	for _, by := range []struct{ what, title string }{
 		{"syns", "SYNs of flows without a word, to services with a defence"}, {"packets", "packets (one in each batch is counted)"},
+		{"prefixes", "packets by prefix"},
 	} {
 		top, err := client.TopSources(ctx, by.what, attackTop)
 		if err != nil {

@@ -169,16 +169,11 @@ func (d *daemon) Flow(q control.FlowQuery) (control.FlowReport, error) {
 
 // TopSources tells who opens most flows; see control.Daemon.
 func (d *daemon) TopSources(by string, n int) control.TopReport {
-	what := map[string]forwarder.Top{"syns": forwarder.TopSYNs, "packets": forwarder.TopPackets}[by] // else flows
+	what := map[string]forwarder.Top{"syns": forwarder.TopSYNs, "packets": forwarder.TopPackets, "prefixes": forwarder.TopPrefixes}[by] // else flows
 	top, total := d.node.TopSources(what)
 	r := control.TopReport{WindowSeconds: forwarder.TopWindow.Seconds(), Sources: []control.TopSource{}}
 	for _, c := range top[:min(n, len(top))] {
-		source := packet.Addr{Hi: c.Hi, Lo: c.Lo}.Netip()
-		text := source.String()
-		if source.Is6() {
-			text += "/64"
-		}
-		s := control.TopSource{Source: text, Inserts: c.N, Error: c.Error}
+		s := control.TopSource{Source: what.Name(c), Inserts: c.N, Error: c.Error}
 		if total > 0 {
 			s.Share = min(float64(c.N)/float64(total), 1)
 		}

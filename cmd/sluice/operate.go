@@ -181,6 +181,7 @@ func printStatus(out io.Writer, s control.Status) error {
 		steer.ToVIPs, steer.Replies, received, forwarded, answered, held, generated)
 	for reason, n := range map[packet.Reason]uint64{
 		packet.NoSocket: steer.NoSocket, packet.Loop: steer.Loops, packet.Denied: steer.Denied, packet.Banned: steer.Banned,
+		packet.Shed: steer.Shed,
 	} {
 		if n > 0 {
 			dropped[reason.String()] = n

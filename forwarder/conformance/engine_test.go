@@ -69,6 +69,8 @@ func (q *sliceQueue) Recycle(batch []xsk.Desc) {
 	}
 }
 
+func (q *sliceQueue) Backlog() (waiting, size int) { return 0, 1 }
+
 func (q *sliceQueue) Spare() (addr uint64, ok bool) {
 	n := len(q.rig.free)
 	if n == 0 {

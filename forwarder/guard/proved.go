@@ -38,6 +38,10 @@ func NewProved(words []uint64, key [2]uint64) (*Proved, error) {
 	return &Proved{words: words, mask: uint64(len(words))/lineWords - 1, key: expand(key)}, nil
 }
 
+// Shared returns what the steering program needs, beside the words, to look for a source: the key of the hash, and the number of
+// lines less one.
+func (p *Proved) Shared() (key [4]uint64, mask uint32) { return p.key, uint32(p.mask) }
+
 // Hash returns what names a source, an address as two words; see [Source].
 func (p *Proved) Hash(hi, lo uint64) uint64 { return mix(&p.key, hi, lo, 0) }
 

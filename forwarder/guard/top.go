@@ -74,6 +74,20 @@ func Source(hi, lo uint64) (uint64, uint64) {
 	return hi, 0
 }
 
+// PrefixBits4 and PrefixBits6 are how many bits of an address [Prefix] leaves.
+const (
+	PrefixBits4 = 16
+	PrefixBits6 = 32
+)
+
+// Prefix returns the first bits of an address, as two big-endian words: what a network that attacks has in common.
+func Prefix(hi, lo uint64) (uint64, uint64) {
+	if hi == 0 && lo>>32 == 0xffff {
+		return hi, lo >> (32 - PrefixBits4) << (32 - PrefixBits4)
+	}
+	return hi >> (64 - PrefixBits6) << (64 - PrefixBits6), 0
+}
+
 // Add counts one for a source, an address as two words; see [Source]. It looks at one set only.
 func (t *Top) Add(hi, lo uint64) {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080

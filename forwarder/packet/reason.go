@@ -52,6 +52,7 @@ const (
 	NoSocket                      // no_socket
 	Denied                        // denied
 	Banned                        // banned
+	Shed                          // shed
 	Loop                          // loop
 	NumReasons                    // how many there are, None included: the length of an array indexed by Reason
 )
@@ -100,6 +101,7 @@ var reasons = [NumReasons]struct{ name, sentence string }{
 	NoSocket:        {"no_socket", "The receive queue had no AF_XDP socket when the packet arrived."},
 	Denied:          {"denied", "The source is on a deny list."},
 	Banned:          {"banned", "The source was far over its limit, and is dropped in the XDP program for a while."},
+	Shed:            {"shed", "The workers cannot take all that comes, and its source has proved nothing: it is dropped in the XDP program."},
 	Loop:            {"loop", "An encapsulated packet to a virtual IP came to this node itself, or came back to it."},
 }
 

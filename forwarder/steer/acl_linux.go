@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
 	"net/netip"
 	"slices"
 	"sync"
@@ -263,18 +262,8 @@ func (r *resolved) addList(id uint32, l *List) error {
 	if len(l.Entries) == 0 {
 		return nil // programs need not look for it
 	}
-	for _, p := range union(slices.Clone(l.Ports)) {
-		// The largest aligned block that begins at first, and does not go beyond last.
-		for first := uint32(p.First); first <= uint32(p.Last); {
-			size := uint32(1)
-			for first&(2*size-1) == 0 && first+2*size-1 <= uint32(p.Last) {
-				size *= 2
-			}
-			key := destinationKey(l.VIP, l.Proto, uint16(first))
-			key.Bits -= uint32(bits.TrailingZeros32(size))
-			r.destinations = append(r.destinations, rule{key, id})
-			first += size
-		}
+	for _, key := range destinationKeys(l.VIP, l.Proto, l.Ports) {
+		r.destinations = append(r.destinations, rule{key, id})
 	}
 	return r.addEntries(id, l.Entries)
 }
@@ -333,7 +322,7 @@ func (k trieKey) source() (list uint32, p netip.Prefix) {
 	return list >> 1, netip.PrefixFrom(addr, int(k.Bits)-listBits)
 }
 
-// destinationKey is struct acl_destination_key of the program, of a single port.
+// destinationKey is struct destination of the program, of a single port.
 func destinationKey(vip netip.Addr, proto uint8, port uint16) trieKey {
 	k := trieKey{Bits: 8 * keyBytes}
 	addr := vip.As16()

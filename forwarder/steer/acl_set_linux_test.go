@@ -277,7 +277,7 @@ func TestPortPrefixes(t *testing.T) {
 
 // Keys and values in Go are what the program has.
 func TestACLLayout(t *testing.T) {
-	if a, b, c := binary.Size(trieKey{}), binary.Size(steerAclKey{}), binary.Size(steerAclDestinationKey{}); a != b || a != c {
+	if a, b, c := binary.Size(trieKey{}), binary.Size(steerAclKey{}), binary.Size(steerDestination{}); a != b || a != c {
 		t.Errorf("keys of %d, %d and %d bytes", a, b, c)
 	}
 	if a, b := binary.Size(trieValue{}), binary.Size(steerAclValue{}); a != b {

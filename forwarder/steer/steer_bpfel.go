@@ -13,15 +13,6 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type steerAclDestinationKey struct {
-	_     structs.HostLayout
-	Bits  uint32
-	Vip   steerAddress
-	Proto uint8
-	Zero  uint8
-	Port  uint16
-}
-
 type steerAclKey struct {
 	_    structs.HostLayout
 	Bits uint32
@@ -50,12 +41,27 @@ type steerCounters struct {
 	NoSocket   uint64
 	Denied     uint64
 	Banned     uint64
+	Shed       uint64
+}
+
+type steerDestination struct {
+	_     structs.HostLayout
+	Bits  uint32
+	Vip   steerAddress
+	Proto uint8
+	Zero  uint8
+	Port  uint16
 }
 
 type steerPrefix struct {
 	_    structs.HostLayout
 	Bits uint32
 	Addr steerAddress
+}
+
+type steerProvedLine struct {
+	_    structs.HostLayout
+	Word [8]uint64
 }
 
 type steerReplyBlock struct {
@@ -86,6 +92,17 @@ type steerReplySource struct {
 	Gaps  uint32
 }
 
+type steerShedCount struct {
+	_       structs.HostLayout
+	Packets [4]uint64
+}
+
+type steerShedValue struct {
+	_     structs.HostLayout
+	Share [4]uint16
+	Place uint32
+}
+
 type steerWatched struct {
 	_        structs.HostLayout
 	Replies  uint8
@@ -110,15 +127,20 @@ const (
 	steerMapAclDestinations = "acl_destinations"
 	steerMapBans            = "bans"
 	steerMapOwn             = "own"
+	steerMapProved          = "proved"
 	steerMapReplyBlocks     = "reply_blocks"
 	steerMapReplyDatagrams  = "reply_datagrams"
 	steerMapReplySources    = "reply_sources"
+	steerMapShed            = "shed"
+	steerMapShedCounts      = "shed_counts"
 	steerMapStats           = "stats"
 	steerMapVips            = "vips"
 	steerMapXsks            = "xsks"
 	steerProgSluiceSteer    = "sluice_steer"
 	steerVarAclGeneration   = "acl_generation"
 	steerVarOwnMac          = "own_mac"
+	steerVarProvedKey       = "proved_key"
+	steerVarProvedMask      = "proved_mask"
 	steerVarVlan            = "vlan"
 	steerVarWatched         = "watched"
 )
@@ -176,9 +198,12 @@ type steerMapSpecs struct {
 	AclDestinations *ebpf.MapSpec `ebpf:"acl_destinations"`
 	Bans            *ebpf.MapSpec `ebpf:"bans"`
 	Own             *ebpf.MapSpec `ebpf:"own"`
+	Proved          *ebpf.MapSpec `ebpf:"proved"`
 	ReplyBlocks     *ebpf.MapSpec `ebpf:"reply_blocks"`
 	ReplyDatagrams  *ebpf.MapSpec `ebpf:"reply_datagrams"`
 	ReplySources    *ebpf.MapSpec `ebpf:"reply_sources"`
+	Shed            *ebpf.MapSpec `ebpf:"shed"`
+	ShedCounts      *ebpf.MapSpec `ebpf:"shed_counts"`
 	Stats           *ebpf.MapSpec `ebpf:"stats"`
 	Vips            *ebpf.MapSpec `ebpf:"vips"`
 	Xsks            *ebpf.MapSpec `ebpf:"xsks"`
@@ -190,6 +215,8 @@ type steerMapSpecs struct {
 type steerVariableSpecs struct {
 	AclGeneration *ebpf.VariableSpec `ebpf:"acl_generation"`
 	OwnMac        *ebpf.VariableSpec `ebpf:"own_mac"`
+	ProvedKey     *ebpf.VariableSpec `ebpf:"proved_key"`
+	ProvedMask    *ebpf.VariableSpec `ebpf:"proved_mask"`
 	Vlan          *ebpf.VariableSpec `ebpf:"vlan"`
 	Watched       *ebpf.VariableSpec `ebpf:"watched"`
 }
@@ -218,9 +245,12 @@ type steerMaps struct {
 	AclDestinations *ebpf.Map `ebpf:"acl_destinations"`
 	Bans            *ebpf.Map `ebpf:"bans"`
 	Own             *ebpf.Map `ebpf:"own"`
+	Proved          *ebpf.Map `ebpf:"proved"`
 	ReplyBlocks     *ebpf.Map `ebpf:"reply_blocks"`
 	ReplyDatagrams  *ebpf.Map `ebpf:"reply_datagrams"`
 	ReplySources    *ebpf.Map `ebpf:"reply_sources"`
+	Shed            *ebpf.Map `ebpf:"shed"`
+	ShedCounts      *ebpf.Map `ebpf:"shed_counts"`
 	Stats           *ebpf.Map `ebpf:"stats"`
 	Vips            *ebpf.Map `ebpf:"vips"`
 	Xsks            *ebpf.Map `ebpf:"xsks"`
@@ -232,9 +262,12 @@ func (m *steerMaps) Close() error {
 		m.AclDestinations,
 		m.Bans,
 		m.Own,
+		m.Proved,
 		m.ReplyBlocks,
 		m.ReplyDatagrams,
 		m.ReplySources,
+		m.Shed,
+		m.ShedCounts,
 		m.Stats,
 		m.Vips,
 		m.Xsks,
@@ -247,6 +280,8 @@ func (m *steerMaps) Close() error {
 type steerVariables struct {
 	AclGeneration *ebpf.Variable `ebpf:"acl_generation"`
 	OwnMac        *ebpf.Variable `ebpf:"own_mac"`
+	ProvedKey     *ebpf.Variable `ebpf:"proved_key"`
+	ProvedMask    *ebpf.Variable `ebpf:"proved_mask"`
 	Vlan          *ebpf.Variable `ebpf:"vlan"`
 	Watched       *ebpf.Variable `ebpf:"watched"`
 }

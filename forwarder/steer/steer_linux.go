@@ -20,11 +20,11 @@ const aclData = ".data.acl"
 // sharedMaps are what the programs on all interfaces have in common.
 var sharedMaps = []string{
 	steerMapVips, steerMapOwn, steerMapReplySources, steerMapReplyBlocks, steerMapReplyDatagrams, steerMapStats, sharedData,
-	steerMapAcl, steerMapAclDestinations, aclData, steerMapBans,
+	steerMapAcl, steerMapAclDestinations, aclData, steerMapBans, steerMapShed, steerMapShedCounts, steerMapProved,
 }
 
 // Steer is what the programs on all interfaces share: the set of VIPs, the sources of replies, the node's own addresses,
-// the access lists, the bans, and the counters.
+// the access lists, the bans, what is shed, and the counters.
 type Steer struct {
 	spec *ebpf.CollectionSpec // the program, with its shared maps sized; copied for each interface
 	maps map[string]*ebpf.Map // the shared ones
@@ -37,12 +37,14 @@ type Steer struct {
 	blocks  mirror[portBlock, steerReplyBlock]
 
 	// Each has a lock of its own, taken before mu: a change of long lists delays nothing else.
-	acl  acl
-	bans bans
+	acl      acl
+	bans     bans
+	shedding sync.Mutex
+	shed     mirror[trieKey, steerShedValue]
 }
 
 // Stats is what the programs counted on all interfaces since New.
-// ToVIPs + Replies = Redirected + NoSocket + Loops + Denied + Banned.
+// ToVIPs + Replies = Redirected + NoSocket + Loops + Denied + Banned + Shed.
 type Stats struct {
 	// Packets whose destination is a VIP. A packet in a loop, which has the VIP as destination inside its outer headers,
 	// is one of them.
@@ -53,6 +55,7 @@ type Stats struct {
 	NoSocket   uint64 // packets dropped because their queue has no socket
 	Denied     uint64 // packets dropped because a list denies their source (see SetACL)
 	Banned     uint64 // packets dropped because their source is banned (see Ban)
+	Shed       uint64 // packets dropped because the workers cannot take all (see SetShed)
 }
 
 // New makes the shared maps, with room for maxVIPs addresses, for maxReplies pairs of address and protocol from which
@@ -105,6 +108,7 @@ func New(maxVIPs, maxReplies, maxACL int) (_ *Steer, err error) {
 		return nil, fmt.Errorf("new steer: %w", err)
 	}
 	s.bans.kernel = s.maps[steerMapBans]
+	s.shed = newMirror[trieKey, steerShedValue](s.maps[steerMapShed], "destination to shed", func(k trieKey) any { return k })
 	if err := s.SetBanBits(32, 64); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("new steer: %w", err)
@@ -199,6 +203,7 @@ const (
 	byBans  = 1
 	byACL   = 2
 	byLists = 4
+	byShed  = 8
 )
 
 // refuse changes what they look at: first the bits clear are cleared, then the bits set are set.
@@ -233,6 +238,7 @@ func (s *Steer) Stats() (Stats, error) {
 		sum.NoSocket += c.NoSocket
 		sum.Denied += c.Denied
 		sum.Banned += c.Banned
+		sum.Shed += c.Shed
 	}
 	return sum, nil
 }

@@ -104,6 +104,12 @@ func (c *consumer[E]) peek(want uint32) uint32 {
 	return min(n, want)
 }
 
+// pending returns how many entries there are to read.
+func (c *consumer[E]) pending() uint32 {
+	c.limit = atomic.LoadUint32(c.producer)
+	return c.limit - c.next
+}
+
 // slot is the i-th entry of the batch being read.
 func (c *consumer[E]) slot(i uint32) *E {
 	return &c.slots[(c.next+i)&uint32(len(c.slots)-1)]

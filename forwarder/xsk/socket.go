@@ -169,6 +169,11 @@ func (s *Socket) submit(n uint32) {
 	s.changed = true
 }
 
+// Backlog returns how many frames have arrived and wait in the RX ring for Receive, and for how many there is room in it.
+func (s *Socket) Backlog() (waiting, size int) {
+	return int(s.rx.pending()), len(s.rx.slots)
+}
+
 // Spare takes a frame off the free list and gives it to the worker: the address of the place in it where received frames
 // begin. It reports false if none is free.
 func (s *Socket) Spare() (addr uint64, ok bool) {

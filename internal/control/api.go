@@ -42,6 +42,7 @@ type Traffic struct {
 	Interfaces []forwarder.InterfaceStats `json:"interfaces"`
 	Services   []Service                  `json:"services"`
 	Table      forwarder.TableStats       `json:"table"`
+	Shed       []forwarder.ShedStats      `json:"shed,omitempty"`
 }
 
 // Worker is one worker's books: received = forwarded + answered + the sum of dropped, at rest.
@@ -232,10 +233,10 @@ type ErrorBody struct {
 	Details []Problem `json:"details,omitempty"` // a configuration that was refused: what is wrong with it
 }
 
-// NewTraffic gives s its form on the wire. The result shares no memory with s but the queues of its interfaces and
-// the ages of its table.
+// NewTraffic gives s its form on the wire. The result shares no memory with s but the queues of its interfaces,
+// the ages of its table, and what is shed.
 func NewTraffic(s forwarder.Stats) Traffic {
-	t := Traffic{Steer: s.Steer, Interfaces: s.Interfaces, Table: s.Table}
+	t := Traffic{Steer: s.Steer, Interfaces: s.Interfaces, Table: s.Table, Shed: s.Shed}
 	for _, w := range s.Workers {
 		t.Workers = append(t.Workers, Worker{WorkerStats: w, Dropped: newDropped(&w.Dropped)})
 	}

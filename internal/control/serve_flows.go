@@ -122,7 +122,7 @@ func (s *Server) top(_ http.ResponseWriter, r *http.Request) (any, error) {
 		}
 	}
 	by := cmp.Or(query.Get("by"), "flows")
-	if !slices.Contains([]string{"flows", "syns", "packets"}, by) {
+	if !slices.Contains([]string{"flows", "syns", "packets", "prefixes"}, by) {
 		return nil, badRequest("by: found %q, expected flows, syns or packets", by)
 	}
 	return s.daemon.TopSources(by, n), nil

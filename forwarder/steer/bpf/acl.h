@@ -11,19 +11,12 @@
 #include <bpf/bpf_helpers.h>
 
 #include "header.h"
+#include "transport.h"
 
 struct acl_key {
 	__u32 bits;          // of list and address that count
 	__be32 list;         // twice its number, plus 1 for IPv6: ::/0 is none of IPv4's prefixes
 	struct address addr; // IPv4 is the first word, so that a step in the trie compares eight bytes
-};
-
-struct acl_destination_key {
-	__u32 bits; // of the rest that count: all but the last bits of the port
-	struct address vip;
-	__u8 proto;
-	__u8 zero;
-	__be16 port;
 };
 
 // What an element says before and since a generation. All changes of a reload are written for the generation that is to
@@ -48,7 +41,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1); // set by the loader
-	__type(key, struct acl_destination_key);
+	__type(key, struct destination);
 	__type(value, struct acl_value);
 } acl_destinations SEC(".maps");
 
@@ -79,61 +72,6 @@ static __always_inline bool acl_denies(struct acl_key *key, __u32 list, bool ipv
 	return v && acl_at(v, generation);
 }
 
-// Extension headers, as the worker follows them; what has more it refuses.
-enum {
-	ACL_HEADERS = 8,
-	ACL_HEADER_BYTES = 256,
-};
-
-struct extension_header {
-	__u8 nexthdr;
-	__u8 length; // in eight bytes, without the first eight
-	__be16 offset;
-	__u32 rest;
-};
-
-// acl_port reads protocol and destination port. It reports false if the packet has no ports: further fragments, ICMP, and
-// what the worker refuses.
-static __always_inline bool acl_port(void *l3, void *end, bool ipv4, struct acl_destination_key *to)
-{
-	__u32 off;
-	__u8 proto;
-
-	if (ipv4) {
-		struct iphdr *ip = l3;
-
-		if (ip->frag_off & bpf_htons(IP_OFFSET))
-			return false;
-		off = ip->ihl * 4;
-		proto = ip->protocol;
-	} else {
-		proto = ((struct ipv6hdr *)l3)->nexthdr;
-		off = sizeof(struct ipv6hdr);
-		for (int i = 0; i < ACL_HEADERS; i++) {
-			struct extension_header *h = l3 + off;
-			bool fragment = proto == IPPROTO_FRAGMENT;
-
-			if (!fragment && proto != IPPROTO_HOPOPTS && proto != IPPROTO_ROUTING && proto != IPPROTO_DSTOPTS)
-				break;
-			if ((void *)(h + 1) > end || (fragment && h->offset & bpf_htons(0xfff8)))
-				return false;
-			off += 8 + (fragment ? 0 : h->length * 8);
-			if (off > sizeof(struct ipv6hdr) + ACL_HEADER_BYTES)
-				return false;
-			proto = h->nexthdr;
-		}
-	}
-	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP)
-		return false;
-	__be16 *ports = l3 + off;
-
-	if ((void *)(ports + 2) > end)
-		return false;
-	to->proto = proto;
-	to->port = ports[1];
-	return true;
-}
-
 // acl_refuses reports whether the source of a packet to a VIP, whose IP header is in the frame, is denied. lists says whether
 // any VIP has a list.
 static __always_inline bool acl_refuses(void *l3, void *end, bool ipv4, const struct address *src,
@@ -148,9 +86,9 @@ static __always_inline bool acl_refuses(void *l3, void *end, bool ipv4, const st
 	if (!lists)
 		return false;
 
-	struct acl_destination_key to = {.bits = 160, .vip = *vip};
+	struct destination to = {.bits = DESTINATION_BITS, .vip = *vip};
 
-	if (!acl_port(l3, end, ipv4, &to))
+	if (!transport(l3, end, ipv4, &to))
 		return false;
 	struct acl_value *v = bpf_map_lookup_elem(&acl_destinations, &to);
 	__u32 list = v ? acl_at(v, generation) : 0;

@@ -5,6 +5,8 @@
 //
 //   destined to a VIP, from a banned source (ban.h)     → dropped and counted
 //   or one that the lists deny (acl.h)                  → the same
+//   or that is shed, since workers cannot take all      → the same
+//   (shed.h)
 //   destined to a VIP, else                             → to the AF_XDP socket of the frame's queue; dropped and counted
 //                                                          if the queue has none
 //   a reply of a NAT backend, or about one (reply.h)    → the same
@@ -26,8 +28,9 @@
 #include "header.h"
 #include "loop.h"
 #include "reply.h"
+#include "shed.h"
 
-// What one CPU counted. to_vips + replies = redirected + no_socket + loops + denied + banned, always.
+// What one CPU counted. to_vips + replies = redirected + no_socket + loops + denied + banned + shed, always.
 struct counters {
 	__u64 to_vips;    // packets whose destination is a VIP; those in a loop, of which it is the inner destination, included
 	__u64 replies;    // packets of NAT backends, and ICMP errors about packets to them
@@ -36,6 +39,7 @@ struct counters {
 	__u64 no_socket;  // dropped because their queue has no socket
 	__u64 denied;     // dropped because a list denies their source
 	__u64 banned;     // dropped because their source is banned
+	__u64 shed;       // dropped because the workers cannot take all
 };
 
 // The set of VIPs; shared by all interfaces, written by Go.
@@ -82,6 +86,7 @@ enum {
 	BY_BANS = 1,  // bans is not empty
 	BY_ACL = 2,   // acl is not empty
 	BY_LISTS = 4, // and neither is acl_destinations
+	BY_SHED = 8,  // shed is not empty
 };
 
 // What to look for; shared by all interfaces, written by Go.
@@ -125,7 +130,7 @@ static __always_inline bool is_own(const struct address *addr)
 	return bpf_map_lookup_elem(&own, &key);
 }
 
-enum kind { FOREIGN, TO_VIP, REPLY, LOOP, DENIED, BANNED };
+enum kind { FOREIGN, TO_VIP, REPLY, LOOP, DENIED, BANNED, SHED };
 
 // admit finds out about a packet to a VIP whose source may be refused. Its header is known to be in the frame.
 static __always_inline enum kind admit(void *l3, void *end, bool ipv4, const struct address *vip)
@@ -149,6 +154,8 @@ static __always_inline enum kind admit(void *l3, void *end, bool ipv4, const str
 		return BANNED;
 	if (watched.refusals & BY_ACL && acl_refuses(l3, end, ipv4, &src, vip, watched.refusals & BY_LISTS))
 		return DENIED;
+	if (watched.refusals & BY_SHED && is_shed(l3, end, ipv4, &src, vip))
+		return SHED;
 	return TO_VIP;
 }
 
@@ -234,8 +241,10 @@ int sluice_steer(struct xdp_md *ctx)
 			count->loops++;
 		else if (kind == DENIED)
 			count->denied++;
-		else
+		else if (kind == BANNED)
 			count->banned++;
+		else
+			count->shed++;
 		return XDP_DROP;
 	}
 

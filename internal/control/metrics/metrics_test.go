@@ -44,6 +44,7 @@ func status() control.Status {
 		Health: control.HealthStatus{AgeMS: 1500, Stale: true},
 		Traffic: control.NewTraffic(forwarder.Stats{
 			Steer:   forwarder.SteerStats{ToVIPs: 12, Redirected: 11, NoSocket: 1},
+			Shed:    []forwarder.ShedStats{{Service: "web", Class: "syn", Share: 0.5, Packets: 7}},
 			Workers: []forwarder.WorkerStats{worker},
 			Interfaces: []forwarder.InterfaceStats{{
 				Name: "eth0", Up: true, Attach: "native", Problem: "x",
@@ -91,6 +92,7 @@ func TestScrape(t *testing.T) {
 		`sluice_xdp_packets_total 12`,
 		`sluice_xdp_redirected_packets_total 11`,
 		`sluice_xdp_dropped_packets_total{reason="no_socket"} 1`,
+		`sluice_shed_share{class="syn",service="web"} 0.5`,
 		`sluice_interface_up{interface="eth0"} 1`,
 		`sluice_interface_native{interface="eth0"} 1`,
 		`sluice_interface_problem{interface="eth0"} 1`,

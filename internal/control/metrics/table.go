@@ -161,6 +161,13 @@ var table = []*metric{
 			e(float64(s.Traffic.Steer.Loops), "loop")
 			e(float64(s.Traffic.Steer.Denied), "denied")
 			e(float64(s.Traffic.Steer.Banned), "banned")
+			e(float64(s.Traffic.Steer.Shed), "shed")
+		}},
+	{name: "sluice_shed_share", kind: gauge, labels: []string{"service", "class"}, help: "Share of the sources that have proved nothing whose packets the XDP programs drop, since the workers cannot take all, by service and class (syn, tcp, udp; portless, of no service); none in calm times.", use: "Alert when there is any: the node is overloaded. `sluice status --attack` says by whom.",
+		read: func(s *control.Status, e emit) {
+			for _, x := range s.Traffic.Shed {
+				e(x.Share, x.Service, x.Class)
+			}
 		}},
 
 	{name: "sluice_interface_up", kind: gauge, labels: []string{"interface"}, help: "1 if the interface is there and up, else 0.", use: "Alert on 0: its traffic does not arrive.",
