@@ -164,6 +164,8 @@ func (e *Engine) removeService(s *serviceState, now int64) {
 		}
 	}
 	e.numbers[s.number] = false
+	e.flooded[s.number].Store(false)
+	e.offers[s.number].Store(0)
 }
 
 // applyService makes one service what its spec says. s is what it goes on from, or nil.

@@ -15,7 +15,7 @@ type Defence uint8
 
 const (
 	DefenceOff       Defence = iota
-	DefenceAuto              // challenge while there is a flood
+	DefenceAuto              // cookie or challenge while there is a flood, see CookieOffer.Ready
 	DefenceChallenge         // challenge always
 	DefenceCookie            // answer SYNs with cookies, which the agents of all backends take
 )
@@ -51,7 +51,8 @@ var unprovedRate = guard.NewRate(50_000, time.Second)
 // defend finds out the standing of packet i.
 func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) standing {
 	m, e, number := &w.metas[i], w.engine, w.services[i]
-	flooded := e.flooded[number].Load()
+	flooded, offer := e.flooded[number].Load(), e.offers[number].Load()
+	cookies := s.defence == DefenceCookie || s.defence == DefenceAuto && flooded && offer&offerReady != 0
 	src, dst := [2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}
 	switch {
 	case m.Flags&(packet.ICMPError|placed) != 0:
@@ -64,7 +65,7 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 			return regular
 		}
 		cell.challenged++
-		w.answerSYN(i, s, src, dst, now)
+		w.answerSYN(i, s, cookies, offer, src, dst, now)
 		return ended
 	case m.Flags&packet.RST != 0:
 		if s.defence == DefenceCookie || !e.challenge.Proves(packet.RSTSeq(w.frame(&w.descs[i]), m), src, dst, m.SrcPort, m.DstPort, w.wallSeconds(now)) {
@@ -73,7 +74,7 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 		w.prove(number, source, now)
 		m.Reason = packet.ChallengeAnswer
 		return ended
-	case s.defence == DefenceCookie && w.bringsCookie(i, src, dst, now):
+	case cookies && w.bringsCookie(i, src, dst, now):
 		w.prove(number, source, now)
 		return proved
 	case !flooded || s.noTable: // there is nothing to defend
@@ -118,7 +119,7 @@ func (w *Worker) prove(number uint32, source packet.Addr, now int64) {
 }
 
 // answerSYN makes packet i, a SYN, the challenge or the SYN-ACK with a cookie that answers it.
-func (w *Worker) answerSYN(i uint8, s *service, src, dst [2]uint64, now int64) {
+func (w *Worker) answerSYN(i uint8, s *service, cookies bool, offer uint32, src, dst [2]uint64, now int64) {
 	m, d, e := &w.metas[i], &w.descs[i], w.engine
 	m.Reason = packet.Challenged
 	frame := w.frame(d)
@@ -127,8 +128,8 @@ func (w *Worker) answerSYN(i uint8, s *service, src, dst [2]uint64, now int64) {
 	}
 	isn := packet.SYNSeq(frame, m)
 	var start, length int
-	if s.defence == DefenceCookie {
-		o := packet.ReadSYN(frame, m)
+	if cookies {
+		o := limitOptions(packet.ReadSYN(frame, m), offer)
 		index := guard.MSSIndex(min(o.MSS, s.mss))
 		if m.Flags&packet.V6 != 0 {
 			index = guard.MSSIndex6(min(o.MSS, s.mss))
@@ -209,11 +210,20 @@ func (d *detector) look(syns, completed uint64, elapsed time.Duration) bool {
 type FloodChange struct {
 	Service string
 	Defence Defence
+	Answer  string // what SYNs are answered with now: cookie or challenge
 	Began   bool
 	Rate    float64 // SYNs a second at the last look
 	// Of the whole flood, at its end: how long it was, SYNs, how many of them the node answered, and the proofs that came.
 	Lasted                   time.Duration
 	SYNs, Challenged, Proofs uint64
+}
+
+// answerOf is what SYNs to a service are answered with, if they are. e.mu is held.
+func (e *Engine) answerOf(s *serviceState) string {
+	if s.spec.Defence == DefenceCookie || s.spec.Defence == DefenceAuto && e.offers[s.number].Load()&offerReady != 0 {
+		return DefenceCookie.String()
+	}
+	return DefenceChallenge.String()
 }
 
 // floodStart is what had been counted when a flood began.
@@ -241,7 +251,7 @@ func (e *Engine) Detect() (changes []FloodChange) {
 		if flooded != e.flooded[s.number].Load() {
 			e.flooded[s.number].Store(flooded)
 			s.switches++
-			c := FloodChange{Service: name, Defence: s.spec.Defence, Began: flooded, Rate: float64(sum.syns-was) / elapsed.Seconds()}
+			c := FloodChange{Service: name, Defence: s.spec.Defence, Answer: e.answerOf(s), Began: flooded, Rate: float64(sum.syns-was) / elapsed.Seconds()}
 			if f := &s.flood; flooded {
 				*f = floodStart{now, was, sum.challenged, sum.proofs}
 			} else {
@@ -264,6 +274,7 @@ type defences struct {
 	challenge    *guard.Challenge
 	cookies      *guard.Cookies
 	flooded      []atomic.Bool   // by service number: it has a defence, and is flooded
+	offers       []atomic.Uint32 // by service number: CookieOffer.word
 	bans         chan netip.Addr // sources that are far over their limit
 	wall         func() int64    // time of day, seconds
 	detected     int64           // the last look of Detect
@@ -271,7 +282,7 @@ type defences struct {
 
 // newDefences makes the memory of what defends. Only tables whose memory is given remember anything.
 func newDefences(c *EngineConfig) (d defences, err error) {
-	d.flooded = make([]atomic.Bool, MaxServices)
+	d.flooded, d.offers = make([]atomic.Bool, MaxServices), make([]atomic.Uint32, MaxServices)
 	d.nodeCeilings = newCeilings(0)
 	d.bans = make(chan netip.Addr, 256)
 	d.wall = c.Wall

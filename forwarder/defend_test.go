@@ -335,3 +335,8 @@ func TestDetectWithWordsForSYNs(t *testing.T) {
 	}
 	t.Error("a flood is not noticed")
 }
+
+// seqOf is the sequence number of client i's SYN.
+func seqOf(t *testing.T, i int) uint32 {
+	return binary.BigEndian.Uint32(client(i, "S").frame(t)[14+20+4:])
+}

@@ -50,7 +50,7 @@ func (n *Node) followFloods(ctx context.Context) {
 		case <-detect.C:
 			for _, c := range n.Detect() {
 				if c.Began {
-					n.log.Warn("flood of SYNs", "service", c.Service, "syn_defence", c.Defence.String(), "syns_per_second", int(c.Rate),
+					n.log.Warn("flood of SYNs", "service", c.Service, "syn_defence", c.Defence.String(), "answer", c.Answer, "syns_per_second", int(c.Rate),
 						"most_from", n.mostFrom(TopSYNs), "most_packets_from", n.mostFrom(TopPrefixes))
 				} else {
 					n.log.Info("the flood of SYNs is over", "service", c.Service, "lasted", c.Lasted.Round(100*time.Millisecond),

@@ -108,7 +108,7 @@ func (e *Engine) serviceStats(s *serviceState, slots []uint32) ServiceStats {
 	out.Dropped = counts.dropped
 	out.Defence = DefenceStats{
 		Mode: s.spec.Defence.String(), Active: s.spec.Defence >= DefenceChallenge || e.flooded[s.number].Load(), Switches: s.switches,
-		SYNs: counts.syns, Challenged: counts.challenged, Proofs: counts.proofs,
+		Answer: e.answerOf(s), SYNs: counts.syns, Challenged: counts.challenged, Proofs: counts.proofs,
 	}
 	table := s.live.Pool.Table()
 	out.TableSize, out.TableHash = table.Size(), table.Hash()

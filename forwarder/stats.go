@@ -115,6 +115,7 @@ type ServiceStats struct {
 type DefenceStats struct {
 	Mode       string `json:"mode"`   // off | auto | challenge | cookie
 	Active     bool   `json:"active"` // SYNs are answered by the node now
+	Answer     string `json:"answer"` // what they are answered with, if they are: challenge | cookie
 	Switches   uint64 `json:"switches"`
 	SYNs       uint64 `json:"syns"`       // of flows without a usable word, while there is a defence
 	Challenged uint64 `json:"challenged"` // of these

@@ -7,6 +7,9 @@
 // hysteresis. Whenever a verdict changes, and every two seconds anyway, one report with everything known goes to the
 // forwarder. Reports carry whole states, not changes, so a lost one does no harm.
 //
+// Agents on backends are asked what they can (package capability), where a service may answer SYNs with cookies; their answers go
+// along with the reports.
+//
 // Verdicts belong to the Daemon and outlive the forwarder: one that restarts gets everything known with its first
 // report. They end with the process; a new one learns anew, while the forwarder keeps what it has.
 //
@@ -68,6 +71,7 @@ type Daemon struct {
 	boot       string // of the forwarder whose targets these are; empty: none yet
 	generation uint64 // of the targets
 	monitors   map[key]*monitor
+	agents     map[string]*asked  // by address and port
 	askAgain   context.CancelFunc // interrupts the question for targets that is under way
 
 	news   chan struct{}  // capacity 1: the state has changed since the last report was made up
@@ -101,6 +105,7 @@ func New(f Forwarder, name, version string, log *slog.Logger) *Daemon {
 		// late ones of the old.
 		source:   name + "/" + hex.EncodeToString(id),
 		monitors: map[key]*monitor{},
+		agents:   map[string]*asked{},
 		askAgain: func() {},
 		news:     make(chan struct{}, 1),
 	}
@@ -208,8 +213,9 @@ func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool)
 		d.monitors[k] = m
 		d.probes.Go(func() { d.watch(watch, m) })
 	}
+	d.applyAgents(ctx, targets.Agents)
 	d.log.Info("backends to probe", "total", len(d.monitors), "added", added, "changed", changed, "removed", removed,
-		"generation", targets.Generation, "forwarder_started", started)
+		"agents", len(d.agents), "generation", targets.Generation, "forwarder_started", started)
 	signal(d.news)
 	return true
 }
@@ -330,7 +336,7 @@ func (d *Daemon) known() (r control.HealthReport, ok bool) {
 	if d.boot == "" {
 		return r, false
 	}
-	r = control.HealthReport{Boot: d.boot, Generation: d.generation, Source: d.source, Backends: []control.BackendHealth{}}
+	r = control.HealthReport{Boot: d.boot, Generation: d.generation, Source: d.source, Backends: []control.BackendHealth{}, Agents: d.knownAgents()}
 	for k, m := range d.monitors {
 		state := control.StateUp
 		switch m.state.verdict {

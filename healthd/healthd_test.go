@@ -25,6 +25,7 @@ type fake struct {
 	boot    int
 	gen     uint64
 	list    []control.Target
+	agents  []string
 	changed chan struct{}
 	reports []control.HealthReport
 	times   []time.Time
@@ -58,7 +59,7 @@ func (f *fake) Targets(ctx context.Context, boot string, generation uint64, wait
 	for {
 		f.mu.Lock()
 		changed, gone := f.changed, f.gone
-		t := control.Targets{Boot: fmt.Sprint("boot", f.boot), Generation: f.gen, Targets: slices.Clone(f.list)}
+		t := control.Targets{Boot: fmt.Sprint("boot", f.boot), Generation: f.gen, Targets: slices.Clone(f.list), Agents: slices.Clone(f.agents)}
 		f.mu.Unlock()
 		if gone {
 			return control.Targets{}, errGone

@@ -136,7 +136,7 @@ func (d *daemon) current() *config.Config {
 
 func (d *daemon) drainTime() time.Duration { return d.current().DrainTime }
 
-// followHealth brings what health says into the admit words, until ctx ends.
+// followHealth brings what health and agents say into the admit words and the offers of cookies, until ctx ends.
 func (d *daemon) followHealth(ctx context.Context) {
 	for {
 		select {
@@ -148,12 +148,15 @@ func (d *daemon) followHealth(ctx context.Context) {
 	}
 }
 
-// admit brings what every backend takes now into the admit words.
+// admit brings what every backend takes now into the admit words, and what agents accept into what SYN cookies offer.
 func (d *daemon) admit() {
 	d.admitting.Lock()
 	defer d.admitting.Unlock()
 	for k, a := range d.book.Admissions() {
 		d.node.SetAdmit(k.Service, k.Backend, a)
+	}
+	for service, c := range d.book.Cookies() {
+		d.node.SetCookies(service, c.Offer)
 	}
 }
 

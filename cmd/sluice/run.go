@@ -74,6 +74,7 @@ func run(ctx context.Context, file string, stderr io.Writer) error {
 	if d.node, err = startNode(cfg, inheritedTable(d.log), d.log); err != nil {
 		return err
 	}
+	d.book.UseCookieKey(d.node.CookieKeyID())
 	keepTable(d.node, d.log)
 	defer func() {
 		if err := d.node.Close(); err != nil {

@@ -44,6 +44,8 @@ func (v value) config() *Config {
 	c.Tunnel = p.tunnel.tunnel()
 	p.synDefence, _ = top.field("syn_defence").synDefence()
 	c.SYNDefence = p.synDefence
+	agentPort, _ := top.field("agent_port").integer(0, 65535)
+	c.AgentPort, p.agentPort = uint16(agentPort), uint16(agentPort)
 	limits := top.section("limits")
 	c.Limits = limits.limits(p)
 	c.Services = top.field("services").services(p)
@@ -185,7 +187,8 @@ type places struct {
 	tunnel     mapping
 	services   []placed
 	synDefence SYNDefence // of services that say nothing else
-	perSource  limited    // of Config.Limits
+	agentPort  uint16
+	perSource  limited // of Config.Limits
 	node       limited
 }
 
@@ -213,7 +216,7 @@ func (v value) services(p *places) (out []Service) {
 			continue
 		}
 		s := m.service(seen)
-		m.guard(&s, p.synDefence)
+		m.guard(&s, p.synDefence, p.agentPort)
 		slots += len(s.Backends)
 		p.services = append(p.services, s)
 		out = append(out, s.Service)

@@ -41,6 +41,7 @@ type Config struct {
 	Services   []Service     `yaml:"services"`
 	Limits     Limits        `yaml:"limits"`
 	SYNDefence SYNDefence    `yaml:"syn_defence"` // of services that say nothing else
+	AgentPort  uint16        `yaml:"agent_port"`  // TCP port on which agents are asked what they can; 0: they are not
 	Metrics    Metrics       `yaml:"metrics"`
 	DrainTime  time.Duration `yaml:"drain_time"`
 	Log        Log           `yaml:"log"`
@@ -138,6 +139,7 @@ type Service struct {
 	Lifetimes    Lifetimes     `yaml:"lifetimes,omitempty"` // zero without FlowTable
 	Limits       ServiceLimits `yaml:"limits,omitempty"`    // beside Config.Limits: a packet has to keep both
 	SYNDefence   SYNDefence    `yaml:"syn_defence"`         // what is in force for the service; off for UDP
+	AgentPort    uint16        `yaml:"-"`                   // Config.AgentPort
 	Check        *Check        `yaml:"check,omitempty"`     // nil: the backends count as up
 	Backends     []Backend     `yaml:"backends"`            // at least one, in the file's order
 }

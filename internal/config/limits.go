@@ -59,7 +59,7 @@ type SYNDefence string
 // The SYN defences.
 const (
 	SYNOff       SYNDefence = "off"       // the backends
-	SYNAuto      SYNDefence = "auto"      // as SYNChallenge while SYNs flood the service, else the backends
+	SYNAuto      SYNDefence = "auto"      // as SYNCookie or SYNChallenge while SYNs flood the service, else the backends
 	SYNChallenge SYNDefence = "challenge" // the node, with a challenge, until the source has proved its address
 	SYNCookie    SYNDefence = "cookie"    // the node, with a cookie that the agents of the backends take
 )
@@ -139,7 +139,7 @@ func (m mapping) limits(p *places) (l Limits) {
 }
 
 // guard reads what a service has against floods; defence is that of services that say nothing.
-func (m mapping) guard(s *placed, defence SYNDefence) {
+func (m mapping) guard(s *placed, defence SYNDefence, agentPort uint16) {
 	of := m.section("limits")
 	s.Limits.ACL = of.acl()
 	s.perSource, s.total = of.section("per_source").rates(), of.section("total").rates()
@@ -165,15 +165,31 @@ func (m mapping) guard(s *placed, defence SYNDefence) {
 	default:
 		s.SYNDefence, _ = v.synDefence()
 	}
+	s.AgentPort = agentPort
 	if s.SYNDefence == SYNCookie && s.Forward == ForwardNAT {
-		const why = "there is no agent on the backends that could take cookies"
-		if v.missing() {
-			m.field("forward").refuseAs("nat with the syn_defence at the top, cookie", "l2, ipip or gue", "or give the service a syn_defence of its own: "+why)
-		} else {
-			v.refuseAs("cookie with forward: nat", "off, auto or challenge", why)
-		}
+		m.natCookies(s)
 	}
 }
+
+// natCookies refuses SYN cookies of a service with more ports than agents, which see connections after NAT, can be told.
+func (m mapping) natCookies(s *placed) {
+	ports := 0
+	for _, p := range s.Ports {
+		ports += int(p.Last) - int(p.First) + 1
+	}
+	if ports <= maxNATCookiePorts {
+		return
+	}
+	why := fmt.Sprintf("agents behind NAT are told each port, and these are %d; at most %d can be", ports, maxNATCookiePorts)
+	if v := m.field("syn_defence"); v.missing() {
+		m.field("forward").refuseAs("nat with the syn_defence at the top, cookie", "l2, ipip or gue", "or give the service a syn_defence of its own: "+why)
+	} else {
+		v.refuseAs("cookie with forward: nat", "off, auto or challenge", why)
+	}
+}
+
+// maxNATCookiePorts is how many ports a service may have whose backends' agents accept SYN cookies behind NAT.
+const maxNATCookiePorts = 1024
 
 func (v value) synDefence() (SYNDefence, bool) {
 	return enum(v, SYNOff, SYNAuto, SYNChallenge, SYNCookie)

@@ -73,11 +73,11 @@ var limitRefusals = []refusal{
 	{"SYN defence misspelt", "", "syn_defence: chalenge\n", []string{
 		"f:1:14: syn_defence: found \"chalenge\", expected off, auto, challenge or cookie (did you mean challenge?)",
 	}},
-	{"SYN cookies of NAT", valid, strings.Replace(with("syn_defence: cookie"), "forward: ipip", "forward: nat", 1), []string{
-		"f:9:18: services[0].syn_defence: found cookie with forward: nat, expected off, auto or challenge (there is no agent on the backends that could take cookies)",
+	{"SYN cookies of NAT, all ports", valid, byNAT(with("syn_defence: cookie"), "any"), []string{
+		"f:9:18: services[0].syn_defence: found cookie with forward: nat, expected off, auto or challenge (agents behind NAT are told each port, and these are 65536; at most 1024 can be)",
 	}},
-	{"SYN cookies for all services, one of NAT", valid, "syn_defence: cookie\n" + strings.Replace(valid, "forward: ipip", "forward: nat", 1), []string{
-		"f:9:14: services[0].forward: found nat with the syn_defence at the top, cookie, expected l2, ipip or gue (or give the service a syn_defence of its own: there is no agent on the backends that could take cookies)",
+	{"SYN cookies for all services, one of NAT", valid, "syn_defence: cookie\n" + byNAT(valid, "any"), []string{
+		"f:9:14: services[0].forward: found nat with the syn_defence at the top, cookie, expected l2, ipip or gue (or give the service a syn_defence of its own: agents behind NAT are told each port, and these are 65536; at most 1024 can be)",
 	}},
 	{"SYN defence of UDP", valid, udp(with("syn_defence: auto")), []string{
 		"f:9:18: services[0].syn_defence: found auto with udp, expected off (only TCP has SYNs)",
@@ -237,6 +237,11 @@ func TestLimitsOfNothing(t *testing.T) {
 	}
 }
 
+// byNAT is a file whose service is forwarded by NAT, with these ports.
+func byNAT(file, ports string) string {
+	return strings.NewReplacer("forward: ipip", "forward: nat", "ports: 80", "ports: "+ports).Replace(file)
+}
+
 func TestSYNDefence(t *testing.T) {
 	for _, row := range []struct {
 		file         string
@@ -248,6 +253,7 @@ func TestSYNDefence(t *testing.T) {
 		{with("syn_defence: auto"), SYNOff, SYNAuto},
 		{"syn_defence: auto\n" + with("syn_defence: cookie"), SYNAuto, SYNCookie},
 		{"syn_defence: cookie\n" + udp(valid), SYNCookie, SYNOff},
+		{byNAT(with("syn_defence: cookie"), "[80, 443]"), SYNOff, SYNCookie},
 		{"syn_defence: auto\n" + with("syn_defence: off"), SYNAuto, SYNOff},
 		{"syn_defence: auto\n" + with("syn_defence: 'challenge'"), SYNAuto, SYNChallenge},
 		{"syn_defence: challenge\n" + udp(valid), SYNChallenge, SYNOff},

@@ -55,17 +55,17 @@ func TestDefaults(t *testing.T) {
 			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: TCP, Ports: Ports{{80, 80}}, Forward: ForwardIPIP,
 			OnNoBackend: NoBackendDrop, Scheduler: SchedulerMaglev, TableSize: 65537, OnDown: DownKeep, FlowTable: true,
 			Lifetimes:  Lifetimes{New: 2 * time.Hour, Established: 2 * time.Hour, Closing: 30 * time.Second},
-			SYNDefence: SYNOff,
+			SYNDefence: SYNOff, AgentPort: 9546,
 			Backends: []Backend{
 				{Name: "a", Address: netip.MustParseAddr("10.0.0.1"), Weight: 100},
 				{Name: "b", Address: netip.MustParseAddr("10.0.0.2"), Weight: 100},
 			},
 		}},
 		Limits:     Limits{PerSource: SourceLimits{IPv4Prefix: 32, IPv6Prefix: 64, Table: 1_000_000}},
-		SYNDefence: SYNOff,
-		Metrics:    Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9545")},
-		DrainTime:  30 * time.Second,
-		Log:        Log{Level: "info", Format: "text"},
+		SYNDefence: SYNOff, AgentPort: 9546,
+		Metrics:   Metrics{Listen: netip.MustParseAddrPort("127.0.0.1:9545")},
+		DrainTime: 30 * time.Second,
+		Log:       Log{Level: "info", Format: "text"},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", c, want)

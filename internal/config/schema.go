@@ -108,7 +108,7 @@ var schema = []field{
 	{"limits.per_source.flows", "rate", "", false, "Flows of one source that get a word in the flow table."},
 	{"limits.per_source.burst", "duration", "1s", false, "How much of each rate may come at once: so long a time's worth of it, which must be one event at least (100ms to 10s)."},
 	{"limits.per_source.action", "action", "drop", false, "What becomes of packets beyond these rates. `drop` drops them; `observe` counts them and lets them go on, to find out what a limit would do."},
-	{"limits.per_source.table", "amount", "1M", false, "For how many limits of sources there is room at a time, at 16 bytes each (1k to 1000M): a source takes one place for each limit that applies to it, the limits of services included. As much again is taken for sources that have proved their address. A change takes effect at the next start."},
+	{"limits.per_source.table", "amount", "1M", false, "For how many limits of sources there is room at a time, at 16 bytes each (1k to 1000M): a source takes one place for each limit that applies to it, the limits of services included. As much again, but no more than 2 GB, is taken for sources that have proved their address. A change takes effect at the next start."},
 	{"limits.node", "mapping", "", false, "How much all sources together may send to all services: the ceilings of the node."},
 	{"limits.node.packets", "rate", "", false, "Packets of all sources."},
 	{"limits.node.syns", "rate", "", false, "TCP SYNs of all sources."},
@@ -116,7 +116,8 @@ var schema = []field{
 	{"limits.node.burst", "duration", "1s", false, "How much of each rate may come at once, as in `limits.per_source.burst`."},
 	{"limits.node.action", "action", "drop", false, "What becomes of packets beyond these rates, as in `limits.per_source.action`."},
 
-	{"syn_defence", "syndefence", "off", false, "Who answers SYNs. `off`: the backends. `challenge`: the node, until the source has proved that its address is not forged, which costs the first connection of each source a SYN that is sent again. `auto`: as `challenge` while SYNs flood the service, else as `off`. `cookie`: the node, with a SYN cookie, which the agents of all backends have to take (`--cookie-seed`); not with `forward: nat`."},
+	{"syn_defence", "syndefence", "off", false, "Who answers SYNs. `off`: the backends. `challenge`: the node, until the source has proved that its address is not forged, which costs the first connection of each source a SYN that is sent again. `auto`: while SYNs flood the service the node, with cookies if the agents of all backends that take new flows say that they accept them, else with challenges; else the backends. `cookie`: the node, with a SYN cookie, which the agents of all backends have to take (`--cookie-seed`, and `--nat` with `forward: nat`)."},
+	{"agent_port", "port0", "9546", false, "The TCP port on which sluice-healthd asks the agents of services with `syn_defence` auto or cookie what they accept (`--listen` there). 0: they are not asked, and `auto` answers with challenges."},
 
 	{"metrics", "mapping", "", false, "Prometheus metrics and readiness."},
 	{"metrics.listen", "addrport", "127.0.0.1:9545", false, "The address and port that serve `/metrics` and `/readyz`."},
@@ -149,6 +150,7 @@ var kinds = map[string]string{
 	"protocol":    "tcp or udp",
 	"ports":       "a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
 	"port":        "a port from 1 to 65535",
+	"port0":       "a port from 1 to 65535, or 0",
 	"forward":     "l2, ipip, gue or nat",
 	"clamp":       "off, auto, or a number from 536 to 65495",
 	"onnobackend": "drop or reject",

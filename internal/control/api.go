@@ -5,6 +5,7 @@ import (
 
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 	"github.com/sluice-lb/sluice/internal/config"
 )
 
@@ -59,6 +60,9 @@ type Service struct {
 	Checked  bool      `json:"checked"` // it has a check, so health decides which backends take traffic
 	// Health is ignored for it at the moment, since it would leave no backend.
 	FailOpen bool `json:"fail_open"`
+	// Cookies says of a service with syn_defence auto or cookie whether all backends that take new flows accept SYN cookies: ready,
+	// or why not.
+	Cookies string `json:"cookies,omitempty"`
 }
 
 // Backend is one backend's traffic, and the three facts about it: what the file wants, what an operator set by hand, and
@@ -144,6 +148,7 @@ type Targets struct {
 	Boot       string   `json:"boot"`       // random at each start of the daemon
 	Generation uint64   `json:"generation"` // grows when the list changes
 	Targets    []Target `json:"targets"`    // only backends of services with a check
+	Agents     []string `json:"agents"`     // addresses and ports of agents to ask what they can: "10.0.0.11:9546"
 }
 
 // Target is one backend to probe on behalf of one service.
@@ -191,6 +196,16 @@ type HealthReport struct {
 	Source   string          `json:"source"`
 	Sequence uint64          `json:"sequence"`
 	Backends []BackendHealth `json:"backends"`
+	// Agents is what agents answered: of each of Targets.Agents that was asked, the last.
+	Agents []AgentReport `json:"agents"`
+}
+
+// AgentReport is what an agent says that it can.
+type AgentReport struct {
+	Agent  string            `json:"agent"`           // as in Targets.Agents
+	Error  string            `json:"error,omitempty"` // why there is no answer; then all the rest is empty
+	SkewMS int64             `json:"skew_ms"`         // by how much its clock is ahead of the asking one's, milliseconds
+	Answer capability.Answer `json:"answer"`
 }
 
 // HealthAnswer is the answer to a HealthReport that was taken.

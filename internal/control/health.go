@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -58,7 +59,12 @@ type Book struct {
 	ledger     *ledger    // never nil
 	restored   savedState // what was on disk, until the first configuration
 	configured bool
+	services   []config.Service // of the configuration in force
+	cookieKey  string
+	agents     map[string]AgentReport // the last of each agent, by its address and port
+	cookies    map[string]CookieState // as Cookies returned it last
 	targets    []Target
+	toAsk      []string // agents
 	generation uint64
 	retargeted chan struct{} // closed and replaced when the targets change
 	started    time.Time
@@ -134,8 +140,10 @@ func (p *Pending) commit() {
 	b.configured, b.restored = true, savedState{}
 	b.forgotten(drains)
 	b.dirty = true
-	if list := targets(p.services); !slices.Equal(list, b.targets) || b.generation == 0 {
-		b.targets = list
+	b.services = p.services
+	list, agents := targets(p.services), AgentsOf(p.services)
+	if !slices.Equal(list, b.targets) || !slices.Equal(agents, b.toAsk) || b.generation == 0 {
+		b.targets, b.toAsk = list, agents
 		b.generation++
 		close(b.retargeted)
 		b.retargeted = make(chan struct{})
@@ -181,7 +189,7 @@ func (b *Book) Waiting() []string {
 func (b *Book) Targets(ctx context.Context, boot string, generation uint64) Targets {
 	for {
 		b.mu.Lock()
-		t := Targets{Boot: b.boot, Generation: b.generation, Targets: slices.Clone(b.targets)}
+		t := Targets{Boot: b.boot, Generation: b.generation, Targets: slices.Clone(b.targets), Agents: slices.Clone(b.toAsk)}
 		newer := b.retargeted
 		b.mu.Unlock()
 		if t.Generation > 0 && (t.Boot != boot || t.Generation != generation) {
@@ -218,6 +226,7 @@ func (b *Book) Report(r HealthReport) (HealthAnswer, error) {
 		b.log.Info("health daemon reports again", "source", r.Source, "silent", now.Sub(b.reported))
 	}
 	b.source, b.sequence, b.reported = r.Source, r.Sequence, now
+	b.learn(r.Agents)
 	for _, t := range b.ledger.report(r.Backends, now) {
 		level := slog.LevelInfo
 		if t.to.State == StateDown {
@@ -239,23 +248,33 @@ func checkReport(r *HealthReport) error {
 	case len(r.Backends) > maxReported:
 		return fmt.Errorf("health report: %d backends, at most %d are expected", len(r.Backends), maxReported)
 	}
+	if len(r.Agents) > maxAgents {
+		return fmt.Errorf("health report: %d agents, at most %d are expected", len(r.Agents), maxAgents)
+	}
+	for i := range r.Agents {
+		r.Agents[i].Error = printable(r.Agents[i].Error)
+	}
 	for i := range r.Backends {
 		h := &r.Backends[i]
 		if h.State != StateUp && h.State != StateDown {
 			return fmt.Errorf("health report: %s/%s: state %q, %q or %q is expected; leave out what is not known", h.Service, h.Backend, h.State, StateUp, StateDown)
 		}
-		if len(h.Evidence) > maxEvidence {
-			h.Evidence = h.Evidence[:maxEvidence] + "..."
-		}
-		// Words of a backend may be in it, and end up on a terminal.
-		h.Evidence = strings.Map(func(r rune) rune {
-			if unicode.IsPrint(r) {
-				return r
-			}
-			return ' '
-		}, h.Evidence)
+		h.Evidence = printable(h.Evidence)
 	}
 	return nil
+}
+
+// printable makes words fit to be shown: a backend may have written them, and they end up on a terminal.
+func printable(words string) string {
+	if len(words) > maxEvidence {
+		words = words[:maxEvidence] + "..."
+	}
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, words)
 }
 
 // Fill writes what is known about backends into s, whose traffic is there already.
@@ -280,6 +299,9 @@ func (b *Book) Fill(s *Status) {
 			continue // removed since the traffic was read
 		}
 		out.Checked = in.check != nil
+		if c, ok := b.cookies[out.Name]; ok {
+			out.Cookies = cmp.Or(c.Problem, "ready")
+		}
 		_, out.FailOpen = in.admit(now)
 		for j := range out.Backends {
 			// One that is leaving may have the name of one that has come in its place.

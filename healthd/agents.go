@@ -1,0 +1,98 @@
+package healthd
+
+import (
+	"context"
+	mathrand "math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sluice-lb/sluice/internal/agent/capability"
+	"github.com/sluice-lb/sluice/internal/control"
+)
+
+const (
+	askInterval = 5 * time.Second // an agent is asked so often what it can
+	askAgain    = time.Second     // and so soon after it has not answered
+	askTimeout  = time.Second
+	// askFailures is how many times in a row an agent has not to answer for what it said before to count no longer.
+	askFailures = 2
+)
+
+// asked is one agent that is asked what it can.
+type asked struct {
+	stop context.CancelFunc
+	// Guarded by Daemon.mu.
+	report control.AgentReport // Agent is empty before the first answer
+}
+
+// applyAgents starts and stops asking so that those are asked that are in the list. Those that stay keep their answer. d.mu is
+// held.
+func (d *Daemon) applyAgents(ctx context.Context, list []string) {
+	for name, a := range d.agents {
+		if !slices.Contains(list, name) {
+			a.stop()
+			delete(d.agents, name)
+		}
+	}
+	for _, name := range list {
+		to, err := netip.ParseAddrPort(name)
+		if d.agents[name] != nil {
+			continue
+		}
+		if err != nil {
+			d.log.Error("an agent cannot be asked", "agent", name, "error", err)
+			continue
+		}
+		a := &asked{}
+		var watch context.Context
+		watch, a.stop = context.WithCancel(ctx)
+		d.agents[name] = a
+		d.probes.Go(func() { d.askAgent(watch, a, to) })
+	}
+}
+
+// askAgent asks one agent until ctx is done.
+func (d *Daemon) askAgent(ctx context.Context, a *asked, to netip.AddrPort) {
+	failures := 0
+	for wait := mathrand.N(firstProbe); sleep(ctx, wait); {
+		began := time.Now()
+		limited, cancel := context.WithTimeout(ctx, askTimeout)
+		answer, err := capability.Ask(limited, to)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		r := control.AgentReport{Agent: to.String(), Answer: answer}
+		wait = askInterval - askInterval/10 + mathrand.N(askInterval/5)
+		if failures++; err == nil {
+			failures = 0
+			r.SkewMS = answer.Skew(began.Add(time.Since(began) / 2)).Milliseconds()
+		} else {
+			wait = askAgain
+			r.Error = err.Error()
+		}
+		d.mu.Lock()
+		// One that does not answer once is what it was: connections are made of cookies without it.
+		if err == nil || failures >= askFailures || a.report.Agent == "" {
+			if changed := r.Error != a.report.Error || (r.Answer.Cookies == nil) != (a.report.Answer.Cookies == nil); changed {
+				signal(d.news)
+			}
+			a.report = r
+		}
+		d.mu.Unlock()
+	}
+}
+
+// knownAgents is what agents have answered, in a stable order. d.mu is held.
+func (d *Daemon) knownAgents() []control.AgentReport {
+	list := []control.AgentReport{}
+	for _, a := range d.agents {
+		if a.report.Agent != "" {
+			list = append(list, a.report)
+		}
+	}
+	slices.SortFunc(list, func(a, b control.AgentReport) int { return strings.Compare(a.Agent, b.Agent) })
+	return list
+}

@@ -1,0 +1,186 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/forwarder/guard"
+	"github.com/sluice-lb/sluice/internal/agent/capability"
+	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/maglev"
+)
+
+// Agents on backends make connections of the SYN cookies that nodes gave to clients. Which of them can, and what options they
+// agree to, the health daemon asks them; here that becomes what a service may offer.
+
+const (
+	// maxSkew is how much the clocks of a node and of a backend may differ for the backend to be trusted with cookies: less than the 32
+	// seconds of an epoch, by the time in which a client answers.
+	maxSkew = 20 * time.Second
+	// maxAgents is how many agents a report may tell of.
+	maxAgents = 1 << 18
+)
+
+// CookieState is what is known of the agents of a service's backends.
+type CookieState struct {
+	Offer   forwarder.CookieOffer
+	Problem string // why SYN cookies cannot be used, with the backend's name; empty: they can
+}
+
+// CookieProblem says why the agent of a backend cannot make connections of the cookies of a service; nil: it can. key is
+// guard.CookieKeyID of the node's secret.
+func CookieProblem(s *config.Service, b *config.Backend, key string, r *AgentReport) error {
+	c := r.Answer.Cookies
+	switch {
+	case r.Error != "":
+		return errors.New(r.Error)
+	case c == nil:
+		return errors.New("its agent accepts no SYN cookies: it runs without --cookie-seed, or the host refuses them")
+	case c.Version != guard.CookieVersion:
+		return fmt.Errorf("its agent takes cookies of version %d, this node makes version %d: one of the two is to be upgraded", c.Version, guard.CookieVersion)
+	case c.Key != key:
+		return fmt.Errorf("its agent has another seed (key %s, here %s): give it a copy of group.seed_file", c.Key, key)
+	case s.VIP.Is4() && !c.IPv4, s.VIP.Is6() && !c.IPv6:
+		return fmt.Errorf("its agent takes no cookies of the IP version of %v", s.VIP)
+	}
+	if skew := time.Duration(r.SkewMS) * time.Millisecond; skew.Abs() > maxSkew {
+		return fmt.Errorf("its clock is %v ahead of this node's: cookies need clocks that agree, see NTP", skew.Round(time.Second))
+	}
+	if s.Forward != config.ForwardNAT {
+		if !slices.Contains(r.Answer.VIPs, s.VIP) {
+			return fmt.Errorf("its agent does not take packets to %v: --vip is missing there", s.VIP)
+		}
+		return nil
+	}
+	for _, p := range s.Ports {
+		for port := int(p.First); port <= int(p.Last); port++ {
+			want := capability.Mapping{VIP: netip.AddrPortFrom(s.VIP, uint16(port)), Local: netip.AddrPortFrom(b.Address, uint16(port))}
+			if b.Port != 0 {
+				want.Local = netip.AddrPortFrom(b.Address, b.Port)
+			}
+			if !slices.Contains(c.NAT, want) {
+				return fmt.Errorf("its agent does not know %v behind NAT: --nat %v=%v is missing there", want.VIP, want.VIP, want.Local)
+			}
+		}
+	}
+	return nil
+}
+
+// AgentsOf lists the agents to ask: those of the backends of services that may answer with cookies.
+func AgentsOf(services []config.Service) []string {
+	agents := map[string]bool{}
+	for i := range services {
+		s := &services[i]
+		if s.SYNDefence != config.SYNAuto && s.SYNDefence != config.SYNCookie || s.AgentPort == 0 {
+			continue
+		}
+		for _, b := range s.Backends {
+			agents[netip.AddrPortFrom(b.Address, s.AgentPort).String()] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(agents))
+}
+
+// cookieState is what the agents that are known make of a service. admits is what its backends take, by name.
+func cookieState(s *config.Service, key string, known map[string]AgentReport, admits map[BackendKey]maglev.Admit) (state CookieState) {
+	problem := func(b *config.Backend, err error) {
+		if state.Problem == "" {
+			state.Problem = fmt.Sprintf("backend %s: %v", b.Name, err)
+		}
+	}
+	if s.AgentPort == 0 {
+		state.Problem = "agents are not asked: agent_port is 0"
+		return state
+	}
+	open := false
+	for i := range s.Backends {
+		b := &s.Backends[i]
+		r, asked := known[netip.AddrPortFrom(b.Address, s.AgentPort).String()]
+		err := errors.New("its agent was not asked yet: does sluice-healthd run?")
+		if asked {
+			err = CookieProblem(s, b, key, &r)
+		}
+		if c := r.Answer.Cookies; err == nil {
+			state.Offer.NoWindowScale = state.Offer.NoWindowScale || !c.WindowScale
+			state.Offer.NoSACK = state.Offer.NoSACK || !c.SACK
+			state.Offer.NoTimestamps = state.Offer.NoTimestamps || !c.Timestamps
+			state.Offer.NoECN = state.Offer.NoECN || !c.ECN
+		}
+		if a := admits[BackendKey{s.Name, b.Name}]; a.State() == maglev.Up && a.Fraction() > 0 {
+			open = true
+			if err != nil {
+				problem(b, err)
+			}
+		}
+	}
+	if !open && state.Problem == "" {
+		state.Problem = "no backend takes new flows"
+	}
+	state.Offer.Ready = state.Problem == ""
+	return state
+}
+
+// UseCookieKey says what names the secret of the node's SYN cookies (guard.CookieKeyID). Before anything else is asked of b.
+func (b *Book) UseCookieKey(key string) { b.cookieKey = key }
+
+// Cookies returns what is known of the agents, by service, of those that have a defence with cookies. What has changed since it
+// was asked last is logged.
+func (b *Book) Cookies() map[string]CookieState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := map[string]CookieState{}
+	admits := b.ledger.admits(time.Now())
+	for i := range b.services {
+		s := &b.services[i]
+		if s.SYNDefence != config.SYNAuto && s.SYNDefence != config.SYNCookie {
+			continue
+		}
+		state := cookieState(s, b.cookieKey, b.agents, admits)
+		now[s.Name] = state
+		before, old := b.cookies[s.Name]
+		switch {
+		case old && before == state:
+		case state.Problem == "":
+			b.log.Info("SYN cookies can be used", "service", s.Name, "window_scale", !state.Offer.NoWindowScale, "sack", !state.Offer.NoSACK,
+				"timestamps", !state.Offer.NoTimestamps, "ecn", !state.Offer.NoECN)
+		case before.Problem == state.Problem:
+		case s.SYNDefence == config.SYNCookie:
+			b.log.Warn("SYN cookies are used, and connections to a backend without them are reset", "service", s.Name, "problem", state.Problem)
+		default:
+			b.log.Info("a flood of SYNs would be answered with challenges", "service", s.Name, "why_not_cookies", state.Problem)
+		}
+	}
+	b.cookies = now
+	return now
+}
+
+// learn takes what agents said. The lock is held.
+func (b *Book) learn(reports []AgentReport) {
+	known := make(map[string]AgentReport, len(reports))
+	for _, r := range reports {
+		known[r.Agent] = r
+	}
+	if !maps.EqualFunc(b.agents, known, AgentReport.same) {
+		b.notice()
+	}
+	b.agents = known
+}
+
+// same says whether two reports lead to the same offers.
+func (r AgentReport) same(o AgentReport) bool {
+	far := func(r *AgentReport) bool { return (time.Duration(r.SkewMS) * time.Millisecond).Abs() > maxSkew }
+	a, b := r.Answer.Cookies, o.Answer.Cookies
+	if r.Error != o.Error || (a == nil) != (b == nil) || far(&r) != far(&o) || !slices.Equal(r.Answer.VIPs, o.Answer.VIPs) {
+		return false
+	}
+	if a == nil {
+		return true
+	}
+	return reflect.DeepEqual(a, b)
+}
