@@ -3,14 +3,9 @@
 package agent
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -18,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/forwarder/guard"
+	"github.com/sluice-lb/sluice/internal/seed"
 )
 
 // The kernel's function that makes a connection of a segment (net/core/filter.c, since Linux 6.9).
@@ -28,45 +24,15 @@ const synCookies = "net/ipv4/tcp_syncookies" // for IPv6 too
 // clockTolerance is how wrong the programs' idea of the time of day may be: little beside the 32 seconds of an epoch.
 const clockTolerance = 100 * time.Millisecond
 
-// Bounds of a seed file in bytes, the same that nodes have (package config).
-const (
-	minSeed = 16
-	maxSeed = 4096
-)
-
-// readCookieSecret reads the seed file of the nodes' group, as nodes do: the seed is the SHA-256 of its content without the
-// line ends at its end. open says that not only its owner can read it.
+// readCookieSecret reads the seed file of the nodes' group. open says that not only its owner can read it.
 func readCookieSecret(path string) (secret [32]byte, open bool, err error) {
-	data, mode, err := readSeed(path)
+	group, mode, err := seed.Read(path)
 	if err != nil {
-		return secret, false, fmt.Errorf("read cookie seed: %w; give a copy of the file that group.seed_file of the nodes names", err)
+		return secret, false, fmt.Errorf("read cookie seed %s: %w; give a copy of the file that group.seed_file of the nodes names, of %d to "+
+			"%d bytes", path, err, seed.Min, seed.Max)
 	}
-	seed := sha256.Sum256(data)
-	secret, err = guard.CookieSecret(seed[:])
+	secret, err = guard.CookieSecret(group[:])
 	return secret, mode&0o077 != 0, err
-}
-
-func readSeed(path string) (data []byte, mode fs.FileMode, err error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() { // anything else might never end, or block
-		return nil, 0, fmt.Errorf("%s is not a regular file", path)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer f.Close()
-	data, err = io.ReadAll(io.LimitReader(f, maxSeed+1))
-	if err != nil {
-		return nil, 0, err
-	}
-	if whole := bytes.TrimRight(data, "\r\n"); len(data) <= maxSeed && len(whole) >= minSeed {
-		return whole, info.Mode(), nil
-	}
-	return nil, 0, fmt.Errorf("%s must have %d to %d bytes without line ends", path, minSeed, maxSeed)
 }
 
 // cookiesPossible says what is missing for accepting SYN cookies, in the kernel, of capabilities, or of sysctls that the

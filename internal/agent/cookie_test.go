@@ -22,7 +22,6 @@ import (
 
 	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
-	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
@@ -433,7 +432,7 @@ func TestCookiesImpossible(t *testing.T) {
 	before := r.snapshot()
 	short := filepath.Join(r.stateDir, "short")
 	r.ok(os.WriteFile(short, []byte("0123456789abcde\n"), 0o600))
-	r.fails(append(both, "--cookie-seed", short), "cookie seed", short, "16 to 4096 bytes", "group.seed_file")
+	r.fails(append(both, "--cookie-seed", short), "cookie seed", short, "15 bytes", "16 to 4096 bytes", "group.seed_file")
 	r.fails(append(both, "--cookie-seed", filepath.Join(r.stateDir, "none")), "cookie seed", "no such file")
 	r.fails(append(both, "--cookie-seed", r.stateDir), "not a regular file")
 	for _, name := range []string{"tcp_timestamps", "tcp_sack", "tcp_window_scaling", "tcp_ecn"} {
@@ -461,34 +460,4 @@ func TestCookiesImpossible(t *testing.T) {
 	}
 	r.stop(p, unix.SIGTERM)
 	r.unchanged(before)
-}
-
-// TestSeedAsNodes: agents read a seed file as nodes do.
-func TestSeedAsNodes(t *testing.T) {
-	dir := t.TempDir()
-	seed := filepath.Join(dir, "seed")
-	example, err := os.ReadFile("../../deploy/sluice.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "sluice.yaml")
-	if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(example), "/etc/sluice/group.key", seed)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, content := range []string{"0123456789abcdef", "0123456789abcdef\r\n\n", "\n0123456789abcdef ", strings.Repeat("\x00", 4096)} {
-		if err := os.WriteFile(seed, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		c, _, err := config.Load(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want, err := guard.CookieSecret(c.Group.Seed[:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, open, err := readCookieSecret(seed); got != want || open || err != nil {
-			t.Errorf("of %.20q: equal %t, open %t, %v", content, got == want, open, err)
-		}
-	}
 }
