@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/forwarder/guard"
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 	"github.com/sluice-lb/sluice/internal/seed"
 )
 
@@ -50,7 +52,7 @@ func cookiesPossible() error {
 	if !capable(unix.CAP_PERFMON, unix.CAP_SYS_ADMIN) {
 		return errors.New("accept SYN cookies: CAP_PERFMON is missing; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
 	}
-	return checkTCPOptions()
+	return nil
 }
 
 // capable reports whether the calling thread has one of the capabilities.
@@ -68,29 +70,37 @@ func capable(any ...int) bool {
 	return false
 }
 
-// checkTCPOptions is an error while the host refuses options that nodes agree to with clients for it: the kernel then makes no
-// connection of a cookie, or without ECN one that takes no notice of marks.
-func checkTCPOptions() error {
-	var problems []error
-	for _, s := range []setting{{Name: "tcp_timestamps", Set: 1}, {Name: "tcp_sack", Set: 1}, {Name: "tcp_window_scaling", Set: 1},
-		{Name: "tcp_ecn", Set: 2}} {
-		now, err := readSysctl("net/ipv4/" + s.Name)
-		if err == nil && now == 0 {
-			err = fmt.Errorf("accept SYN cookies: sysctl net/ipv4/%s is 0, and nodes agree to it in the host's name; set it to %d, "+
-				"the default", s.Name, s.Set)
-		}
-		problems = append(problems, err)
-	}
-	return errors.Join(problems...)
-}
-
-// checkCookies is an error while the host cannot accept cookies, whoever changed it.
-func checkCookies() error {
+// readCookies is how the host accepts cookies now, with the options that its sysctls allow to be agreed to in its name; the others are
+// in refused. It is an error while it cannot accept any, whoever changed it.
+func (h *host) readCookies() (c *capability.Cookies, refused []string, err error) {
 	now, err := readSysctl(synCookies)
 	if err == nil && now == 0 {
 		err = fmt.Errorf("accept SYN cookies: sysctl %s was set to 0: connections that nodes made by SYN cookies are reset; set it to 1", synCookies)
 	}
-	return errors.Join(err, checkTCPOptions())
+	if err != nil {
+		return nil, nil, err
+	}
+	c = &capability.Cookies{Version: guard.CookieVersion, Key: guard.CookieKeyID(*h.secret), NAT: h.nat}
+	for _, m := range h.nat {
+		c.IPv4, c.IPv6 = c.IPv4 || m.VIP.Addr().Is4(), c.IPv6 || m.VIP.Addr().Is6()
+	}
+	for _, vip := range h.vips {
+		c.IPv4, c.IPv6 = c.IPv4 || vip.Is4(), c.IPv6 || vip.Is6()
+	}
+	for _, option := range []struct {
+		sysctl  string
+		allowed *bool
+	}{{"tcp_window_scaling", &c.WindowScale}, {"tcp_sack", &c.SACK}, {"tcp_timestamps", &c.Timestamps}, {"tcp_ecn", &c.ECN}} {
+		name := "net/ipv4/" + option.sysctl // for IPv6 too
+		now, err := readSysctl(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if *option.allowed = now != 0; now == 0 {
+			refused = append(refused, name)
+		}
+	}
+	return c, refused, nil
 }
 
 // setCookies gives the programs, loaded with cookies, the secret and the difference between the time of day and the clock that
@@ -152,18 +162,28 @@ func (h *host) readCookieSeed(path string) error {
 	return nil
 }
 
-// followCookies makes the programs follow a change of the time of day, and is an error while the host cannot accept cookies; of no
-// effect without a secret.
+// followCookies makes the programs follow a change of the time of day, and what is told to those who ask follow the host's sysctls.
+// It is an error while the host cannot accept cookies; of no effect without a secret.
 func (h *host) followCookies(p *programs) error {
 	if h.secret == nil {
 		return nil
 	}
 	changed, err := p.setCookies(h.secret)
-	if err != nil {
-		return err
-	}
 	if changed {
 		h.log.Info("the time of day was changed: SYN cookies follow it")
 	}
-	return checkCookies()
+	var now *capability.Cookies
+	var refused []string
+	if err == nil {
+		now, refused, err = h.readCookies()
+	}
+	h.tell.cookies.Store(now)
+	// The kernel makes no connection of a cookie with an option that the host refuses; without ECN, one that is deaf to marks.
+	if len(refused) > 0 && !slices.Equal(refused, h.refused) {
+		h.log.Warn("the host refuses TCP options: of nodes that do not ask what it takes (syn_defence: cookie without a health daemon), "+
+			"connections with these are reset, or with ECN take no notice of congestion; allow the options, or run sluice-healthd",
+			"sysctls", refused)
+	}
+	h.refused = refused
+	return err
 }
