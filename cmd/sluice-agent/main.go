@@ -74,8 +74,8 @@ decapsulated or clamped, and nothing else on the host is changed but tcp_syncook
 
 Nodes agree with clients to TCP options in the host's name. Their health daemons ask the agent, over HTTP at --listen, which
 ones it takes: those that are not off by net.ipv4.tcp_window_scaling, tcp_sack, tcp_timestamps or tcp_ecn. The answer also
-tells the VIPs, the program's version, the time, and the name of the secret, but nothing secret. With --source only those
-sources, and the host itself, can ask: they have to include the addresses of the nodes. With --listen off, or nodes without a
+tells the VIPs, the program's version, the time, and the name of the secret, but nothing secret. Nobody can ask at a VIP, and
+with --source only those sources and the host itself can: they have to include the addresses of the nodes. With --listen off, or nodes without a
 health daemon, the four sysctls must not be 0.
 
 The VIPs are put on the loopback device (one that is there already stays, also at the end). For IPv4 VIPs ARP is kept

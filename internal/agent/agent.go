@@ -33,7 +33,8 @@
 // host's name, so the health daemon asks for its sysctls, its VIPs, its clock and the name of its secret.
 //
 // Everything runs on the goroutine that calls Run, but for those of the HTTP server, which read what Run's leaves for them (teller).
-// Memory: the BPF maps belong to the kernel; Run's own state is on its stack. All netlink and /proc/sys access is to the network namespace of the calling thread.
+// Memory: the BPF maps belong to the kernel; Run's own state is on its stack. All netlink and /proc/sys access is to the network
+// namespace of the calling thread.
 package agent
 
 import (
@@ -85,7 +86,7 @@ type Config struct {
 	// nodes began by SYN cookies; needs Linux 6.9. Empty: it does not.
 	CookieSeed string
 	// Listen is the address and TCP port, ADDRESS:PORT or :PORT for all addresses, at which the agent tells those who ask what it
-	// accepts (package capability): anybody, or Sources and the host itself. Only with CookieSeed. Empty: none.
+	// accepts (package capability): anybody, or Sources and the host itself, but not at a VIP. Only with CookieSeed. Empty: none.
 	Listen string
 	// StateDir holds what was changed. Empty: DefaultStateDir.
 	StateDir string
@@ -122,7 +123,7 @@ func (c *Config) normalize() error {
 		bad("--nat: it is for SYN cookies alone, which need --cookie-seed")
 	}
 	if c.Listen != "" {
-		if err := checkListen(c.Listen); err != nil {
+		if err := checkListen(c.Listen, c.VIPs); err != nil {
 			bad("--listen %s: %w", c.Listen, err)
 		} else if c.CookieSeed == "" {
 			bad("--listen %s: nodes ask about SYN cookies, which need --cookie-seed", c.Listen)
@@ -211,7 +212,7 @@ func Run(ctx context.Context, cfg Config, ready func()) (err error) {
 	}
 	var asked *listener
 	if cfg.Listen != "" {
-		if asked, err = listen(cfg.Listen, cfg.Sources); err != nil {
+		if asked, err = listen(cfg.Listen, cfg.VIPs, cfg.Sources); err != nil {
 			return err
 		}
 		defer asked.Close()

@@ -82,6 +82,7 @@ func TestConfigRefused(t *testing.T) {
 		{"NAT of a link-local VIP", nat("[fe80::1]:80=[fd00::2]:80"), "fe80::1: link-local"},
 		{"NAT of port 0", nat("192.0.2.11:0=10.0.0.2:80"), "no connection is to port 0"},
 		{"NAT without end", func(c *Config) { c.NAT = make([]capability.Mapping, 4097) }, "4097 mappings: at most 4096"},
+		{"listening at a VIP", func(c *Config) { c.Listen, c.CookieSeed = "192.0.2.10:9546", "seed" }, "--listen 192.0.2.10:9546: it is a VIP"},
 		{"listening without cookies", func(c *Config) { c.Listen = ":9546" }, "--listen :9546: nodes ask about SYN cookies"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

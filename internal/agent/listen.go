@@ -41,7 +41,7 @@ func (t *teller) answer() capability.Answer {
 }
 
 // checkListen says what is wrong with Config.Listen.
-func checkListen(address string) error {
+func checkListen(address string, vips []netip.Addr) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return errors.New("give ADDRESS:PORT, :PORT for all addresses, or off")
@@ -52,8 +52,12 @@ func checkListen(address string) error {
 	if host == "" {
 		return nil
 	}
-	if _, err := netip.ParseAddr(host); err != nil {
+	at, err := netip.ParseAddr(host)
+	if err != nil {
 		return fmt.Errorf("%q is not an address; give one of this host's, or :PORT for all", host)
+	}
+	if slices.Contains(vips, at.Unmap()) {
+		return errors.New("it is a VIP, where clients come; give an address of this host alone")
 	}
 	return nil
 }
@@ -61,12 +65,13 @@ func checkListen(address string) error {
 // listener takes the connections of those who may ask, at most `askers` at a time.
 type listener struct {
 	net.Listener
+	vips    []netip.Addr   // where nobody may: clients reach them, through a service with that port
 	sources []netip.Prefix // who may, beside the host itself; none: anybody
 	slots   chan struct{}  // one element for each connection
 }
 
 // listen listens where Config.Listen says.
-func listen(address string, sources []netip.Prefix) (*listener, error) {
+func listen(address string, vips []netip.Addr, sources []netip.Prefix) (*listener, error) {
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
 	l, err := config.Listen(context.Background(), "tcp", address)
@@ -77,7 +82,7 @@ func listen(address string, sources []netip.Prefix) (*listener, error) {
 		}
 		return nil, fmt.Errorf("%w; %sname another address or port with --listen, or --listen off", err, what)
 	}
-	return &listener{l, sources, make(chan struct{}, askers)}, nil
+	return &listener{l, vips, sources, make(chan struct{}, askers)}, nil
 }
 
 // Accept returns the next connection of one that may ask; others are closed.
@@ -87,7 +92,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.allowed(c.RemoteAddr()) {
+		if l.allowed(c) {
 			select {
 			case l.slots <- struct{}{}:
 				return &slotted{c, sync.OnceFunc(func() { <-l.slots })}, nil
@@ -98,13 +103,21 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *listener) allowed(peer net.Addr) bool {
-	tcp, ok := peer.(*net.TCPAddr)
-	if !ok {
+func (l *listener) allowed(c net.Conn) bool {
+	from, at := addrOf(c.RemoteAddr()), addrOf(c.LocalAddr())
+	if !from.IsValid() || !at.IsValid() || slices.Contains(l.vips, at) {
 		return false
 	}
-	from := tcp.AddrPort().Addr().Unmap().WithZone("")
 	return len(l.sources) == 0 || from.IsLoopback() || slices.ContainsFunc(l.sources, func(p netip.Prefix) bool { return p.Contains(from) })
+}
+
+// addrOf is the address of one end of a TCP connection; the zero Addr if the kernel did not tell it.
+func addrOf(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap().WithZone("")
 }
 
 // slotted is a connection that gives its slot back when it is closed.
