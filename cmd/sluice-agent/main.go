@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/agent"
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 	"github.com/sluice-lb/sluice/internal/cli"
 )
 
@@ -63,8 +64,19 @@ With --cookie-seed, a copy of the file that group.seed_file of the nodes names, 
 began by SYN cookies: the client's first segment that carries a valid one makes the connection, as if the host had made the
 handshake itself. This needs Linux 6.9 and CAP_PERFMON, clocks that differ by less than 30 seconds (NTP), and a listener
 that is not MPTCP, as those of Go programs are by default (GODEBUG=multipathtcp=0, or sysctl net.mptcp.enabled=0). If sysctl
-net.ipv4.tcp_syncookies is 0 it is set to 1; tcp_timestamps, tcp_sack and tcp_window_scaling have to be 1. A firewall on
-the host must not drop what conntrack calls invalid (sysctl net.netfilter.nf_conntrack_tcp_loose=1, the default).
+net.ipv4.tcp_syncookies is 0 it is set to 1. A firewall on the host must not drop what conntrack calls invalid (sysctl
+net.netfilter.nf_conntrack_tcp_loose=1, the default).
+
+Behind a service with forward: nat the node rewrites what clients send to a VIP to an address and port of this host, but its
+cookies are made with the VIP. --nat 192.0.2.10:80=10.0.0.11:8080 says that connections to port 8080 of this host's 10.0.0.11
+were to port 80 of the VIP; each address and port stands for one VIP and port. With --nat alone, without --vip, nothing is
+decapsulated or clamped, and nothing else on the host is changed but tcp_syncookies.
+
+Nodes agree with clients to TCP options in the host's name. Their health daemons ask the agent, over HTTP at --listen, which
+ones it takes: those that are not off by net.ipv4.tcp_window_scaling, tcp_sack, tcp_timestamps or tcp_ecn. The answer also
+tells the VIPs, the program's version, the time, and the name of the secret, but nothing secret. Nobody can ask at a VIP, and
+with --source only those sources and the host itself can: they have to include the addresses of the nodes. With --listen off, or nodes without a
+health daemon, the four sysctls must not be 0.
 
 The VIPs are put on the loopback device (one that is there already stays, also at the end). For IPv4 VIPs ARP is kept
 quiet (arp_ignore=1, arp_announce=2, on "all" and the interfaces), and where rp_filter is strict it is made loose on
@@ -77,30 +89,35 @@ it all interfaces.
 Needs Linux 6.6 (6.9 for SYN cookies), CAP_BPF and CAP_NET_ADMIN; CAP_SYS_ADMIN to take over from a killed agent.`
 
 func runCommand() *cobra.Command {
-	var vips, interfaces, addresses, sources []string
-	var stateDir, clampMSS, cookieSeed string
+	var vips, nats, interfaces, addresses, sources []string
+	var stateDir, clampMSS, cookieSeed, listen string
 	var guePort uint16
 	var newLog func() (*slog.Logger, error)
 	c := &cobra.Command{
-		Use:   "run --vip ADDRESS --interface NAME",
+		Use:   "run --interface NAME [--vip ADDRESS] [--nat VIP:PORT=ADDRESS:PORT]",
 		Short: "Answer for VIPs until stopped",
 		Long:  runHelp,
 		Example: "  sluice-agent run --vip 192.0.2.10 --vip 2001:db8::10 --interface eth0\n" +
-			"  sluice-agent run --vip 192.0.2.10 --interface eth0 --source 10.0.0.0/24",
+			"  sluice-agent run --vip 192.0.2.10 --interface eth0 --source 10.0.0.0/24\n" +
+			"  sluice-agent run --nat 192.0.2.10:80=10.0.0.11:8080 --interface eth0 --cookie-seed /etc/sluice/group.key",
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			log, err := newLog()
 			if err != nil {
 				return err
 			}
-			cfg := agent.Config{Interfaces: interfaces, GUEPort: guePort, CookieSeed: cookieSeed, StateDir: stateDir, Log: log}
-			var errs [4]error
+			cfg := agent.Config{Version: version, Interfaces: interfaces, GUEPort: guePort, CookieSeed: cookieSeed, StateDir: stateDir, Log: log}
+			if listen != "off" && (cookieSeed != "" || c.Flags().Changed("listen")) {
+				cfg.Listen = listen
+			}
+			var errs [5]error
 			cfg.VIPs, errs[0] = parse("--vip", vips, netip.ParseAddr)
 			cfg.Addresses, errs[1] = parse("--address", addresses, netip.ParseAddr)
 			cfg.Sources, errs[2] = parse("--source", sources, parsePrefix)
 			if cfg.ClampMSS, err = agent.ParseClampMSS(clampMSS); err != nil {
 				errs[3] = fmt.Errorf("--clamp-mss %q: %w", clampMSS, err)
 			}
+			cfg.NAT, errs[4] = parse("--nat", nats, agent.ParseNAT)
 			if err := errors.Join(errs[:]...); err != nil {
 				return err
 			}
@@ -117,18 +134,18 @@ func runCommand() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringSliceVar(&vips, "vip", nil, "VIP to answer for (repeatable)")
+	f.StringSliceVar(&nats, "nat", nil, "VIP:PORT=ADDRESS:PORT: take SYN cookies of VIP and port at an address and port of this host (repeatable)")
 	f.StringSliceVar(&interfaces, "interface", nil, "interface on which packets from nodes arrive (repeatable)")
 	f.StringSliceVar(&addresses, "address", nil, "address of this host that nodes send to (repeatable; default all of the interfaces', followed as they change)")
-	f.StringSliceVar(&sources, "source", nil, "address or prefix that nodes send from; others are dropped (repeatable; default any)")
+	f.StringSliceVar(&sources, "source", nil, "address or prefix that nodes send and ask from; others are dropped (repeatable; default any)")
 	f.Uint16Var(&guePort, "gue-port", agent.DefaultGUEPort, "UDP port that nodes send GUE to; 0 takes none")
 	f.StringVar(&clampMSS, "clamp-mss", "auto", "largest MSS in SYN-ACKs from the VIPs: auto, off, or bytes")
 	f.StringVar(&cookieSeed, "cookie-seed", "", "copy of the nodes' seed file, to take over connections that they began by SYN cookies (default: none are)")
+	f.StringVar(&listen, "listen", fmt.Sprintf(":%d", capability.DefaultPort), "with --cookie-seed, address and TCP port to be asked at by health daemons; off for none")
 	stateDirFlag(c, &stateDir)
 	newLog = cli.LogFlags(c)
-	for _, name := range []string{"vip", "interface"} {
-		if err := c.MarkFlagRequired(name); err != nil {
-			panic(err) // the flag is defined above
-		}
+	if err := c.MarkFlagRequired("interface"); err != nil {
+		panic(err) // the flag is defined above
 	}
 	return c
 }
@@ -173,16 +190,23 @@ func printStatus(out io.Writer, st agent.Status) error {
 	for _, vip := range st.VIPs {
 		fmt.Fprintf(w, "VIP\t%s\n", vip)
 	}
-	gue, clamp := "off", "off"
+	for _, m := range st.NAT {
+		fmt.Fprintf(w, "NAT\t%s\n", m)
+	}
+	gue, clamp, listen := "off", "off", "off"
 	if st.GUEPort != 0 {
 		gue = fmt.Sprintf("UDP port %d", st.GUEPort)
 	}
 	if st.ClampMSS != (agent.MSS{}) {
 		clamp = fmt.Sprintf("%d (IPv4), %d (IPv6)", st.ClampMSS.IPv4, st.ClampMSS.IPv6)
 	}
+	if st.Listen != "" {
+		listen = st.Listen
+	}
 	fmt.Fprintf(w, "GUE\t%s\n", gue)
 	fmt.Fprintf(w, "largest MSS\t%s\n", clamp)
 	fmt.Fprintf(w, "SYN cookies\t%s\n", map[bool]string{false: "off", true: "accepted"}[st.Cookies])
+	fmt.Fprintf(w, "asked at\t%s\n", listen)
 	for _, s := range st.Sysctls {
 		fmt.Fprintf(w, "sysctl\t%s\n", s)
 	}

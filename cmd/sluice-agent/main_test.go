@@ -9,11 +9,13 @@ import (
 	"testing"
 
 	"github.com/sluice-lb/sluice/internal/agent"
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 )
 
 func TestPrintStatus(t *testing.T) {
 	st := agent.Status{
 		Running: true, PID: 42, VIPs: []netip.Addr{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8::10")},
+		NAT: []capability.Mapping{{VIP: netip.MustParseAddrPort("[2001:db8::10]:80"), Local: netip.MustParseAddrPort("[fd00::11]:8080")}}, Listen: ":9546",
 		Interfaces: []string{"eth0", "eth1"}, Sysctls: []string{"net/ipv4/conf/all/arp_ignore=1 (was 0)"},
 		Cookies: true, GUEPort: 6080, ClampMSS: agent.MSS{IPv4: 1412, IPv6: 1392},
 		Packets: agent.Counters{DecapsulatedIPv4: 1, DecapsulatedIPv6: 2, NotVIP: 3, Fragment: 4, Malformed: 5, Source: 6, ECN: 7, Failed: 8, Merged: 9, Clamped: 10,
@@ -23,9 +25,11 @@ func TestPrintStatus(t *testing.T) {
 interfaces                     eth0, eth1
 VIP                            192.0.2.10
 VIP                            2001:db8::10
+NAT                            [2001:db8::10]:80=[fd00::11]:8080
 GUE                            UDP port 6080
 largest MSS                    1412 (IPv4), 1392 (IPv6)
 SYN cookies                    accepted
+asked at                       :9546
 sysctl                         net/ipv4/conf/all/arp_ignore=1 (was 0)
 decapsulated IPv4              1
 decapsulated IPv6              2
@@ -58,10 +62,10 @@ SYN cookies: other error       16
 		}
 	}
 
-	st.Running, st.GUEPort, st.ClampMSS, st.Cookies = false, 0, agent.MSS{}, false
+	st.Running, st.GUEPort, st.ClampMSS, st.Cookies, st.Listen = false, 0, agent.MSS{}, false, ""
 	out.Reset()
 	if err := printStatus(&out, st); err != nil || !strings.Contains(out.String(), "killed (pid 42)") ||
-		strings.Count(out.String(), " off\n") != 3 || strings.Contains(out.String(), "SYN cookies:") {
+		strings.Count(out.String(), " off\n") != 4 || strings.Contains(out.String(), "SYN cookies:") {
 		t.Errorf("of a killed agent: %v\n%s", err, out.String())
 	}
 }
@@ -72,7 +76,15 @@ func TestArguments(t *testing.T) {
 		args string
 		want []string
 	}{
-		{"run", []string{"interface", "vip"}},
+		{"run", []string{"interface"}},
+		{"run --interface eth0", []string{"--vip", "--nat"}},
+		{"run --interface eth0 --nat 192.0.2.1:80=10.0.0.1 --nat x --nat 2001:db8::1:80=[fd00::1]:80 --vip y",
+			[]string{`--nat "192.0.2.1:80=10.0.0.1"`, `--nat "x": give VIP:PORT=ADDRESS:PORT`, `--nat "2001:db8::1:80=[fd00::1]:80"`, "in brackets", `--vip "y"`}},
+		{"run --interface eth0 --nat 192.0.2.1:80=10.0.0.1:80", []string{"--nat: ", "--cookie-seed"}},
+		{"run --interface eth0 --vip 192.0.2.1 --listen :9546", []string{"--listen :9546", "--cookie-seed"}},
+		{"run --interface eth0 --vip 192.0.2.1 --cookie-seed x --listen host:1", []string{"--listen host:1", `"host" is not an address`}},
+		{"run --interface eth0 --vip 192.0.2.1 --cookie-seed x --listen 9546", []string{"--listen 9546", "ADDRESS:PORT"}},
+		{"run --interface eth0 --vip 192.0.2.1 --cookie-seed x --listen :0", []string{"--listen :0", "from 1 to 65535"}},
 		{"run --interface eth0 --vip 1.2.3 --vip x --source 10.0.0.0/40 --address y", []string{`--vip "1.2.3"`, `--vip "x"`, `--source "10.0.0.0/40"`, `--address "y"`}},
 		{"run --interface eth0 --vip 192.0.2.1 --log-format xml", []string{`--log-format "xml"`, "text or json"}},
 		{"run --interface eth0 --vip 192.0.2.1 --log-level loud", []string{`--log-level "loud"`, "debug, info, warn or error"}},

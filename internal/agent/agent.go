@@ -10,8 +10,10 @@
 //   - A BPF program at the tc egress of each interface, in bpf/clamp.h, unless clamping is off. It lowers the MSS that
 //     SYN-ACKs from the VIPs offer, so that a client's full segment still fits the network behind the node with the
 //     node's header around it. It comes first there too. Answers that leave by another interface are not seen.
-//   - With a seed of SYN cookies that program also makes connections of the cookies that nodes answered SYNs with (bpf/accept.h).
-//     The kernel does so only with tcp_syncookies, a sysctl that is set to 1 where it is 0.
+//   - With a seed of SYN cookies the ingress program also makes connections of the cookies that nodes answered SYNs with
+//     (bpf/accept.h). The kernel does so only with tcp_syncookies, a sysctl that is set to 1 where it is 0. A backend that nodes
+//     translate to (forward: nat) may have this alone: it is told which VIP and port each address and port of its own stands for,
+//     and without VIPs none of the rest is done.
 //   - The VIPs are addresses of the loopback device, so that the kernel takes packets to them as its own. IPv4 VIPs have
 //     scope host and IPv6 VIPs are deprecated: neither is chosen as the source of the host's own connections.
 //   - More sysctls, for IPv4 VIPs only. arp_ignore = 1 and arp_announce = 2, on `all` and on the interfaces: otherwise the
@@ -27,8 +29,12 @@
 // restores what was there before the first. One agent runs in a network namespace, for all of its interfaces, since
 // loopback and the `all` sysctls are one for all of them.
 //
-// Everything runs on the goroutine that calls Run. Memory: the BPF maps belong to the kernel; Run's own state is on its
-// stack. All netlink and /proc/sys access is to the network namespace of the calling thread.
+// An agent that accepts cookies can be asked which, over HTTP (package capability): nodes agree with clients to TCP options in the
+// host's name, so the health daemon asks for its sysctls, its VIPs, its clock and the name of its secret.
+//
+// Everything runs on the goroutine that calls Run, but for those of the HTTP server, which read what Run's leaves for them (teller).
+// Memory: the BPF maps belong to the kernel; Run's own state is on its stack. All netlink and /proc/sys access is to the network
+// namespace of the calling thread.
 package agent
 
 import (
@@ -39,6 +45,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 )
 
 // DefaultStateDir is where an agent keeps what it changed: on a file system that a reboot clears, as it does the changes.
@@ -52,8 +60,13 @@ const pollInterval = 2 * time.Second
 
 // Config says what an agent is to do.
 type Config struct {
-	// VIPs to answer for; at least one.
+	// Version of the program, told to those who ask.
+	Version string
+	// VIPs to answer for; at least one, unless there is NAT.
 	VIPs []netip.Addr
+	// NAT tells which VIP and port the connections to an address and TCP port of this host were to before a node rewrote their
+	// destination (forward: nat), for SYN cookies. Each Local is there once.
+	NAT []capability.Mapping
 	// Interfaces on which packets from nodes arrive; at least one. They have to be Ethernet-like.
 	Interfaces []string
 	// Addresses to which nodes send encapsulated packets. Empty: all addresses of Interfaces, followed as they change.
@@ -72,6 +85,9 @@ type Config struct {
 	// CookieSeed is the path of a copy of the nodes' seed file (group.seed_file). With it the host takes over connections that
 	// nodes began by SYN cookies; needs Linux 6.9. Empty: it does not.
 	CookieSeed string
+	// Listen is the address and TCP port, ADDRESS:PORT or :PORT for all addresses, at which the agent tells those who ask what it
+	// accepts (package capability): anybody, or Sources and the host itself, but not at a VIP. Only with CookieSeed. Empty: none.
+	Listen string
 	// StateDir holds what was changed. Empty: DefaultStateDir.
 	StateDir string
 	// Log takes what the operator should know. It must not be nil.
@@ -87,10 +103,8 @@ func (c *Config) normalize() error {
 		var out []netip.Addr
 		for _, a := range in {
 			switch a = a.Unmap(); {
-			case !a.IsValid() || a.Zone() != "" || !(a.IsGlobalUnicast() || a.IsLinkLocalUnicast()):
-				bad("%s %s: not a unicast address of a host", what, a)
-			case a.IsLinkLocalUnicast():
-				bad("%s %s: link-local addresses cannot be routed to", what, a)
+			case unfit(a) != "":
+				bad("%s %s: %s", what, a, unfit(a))
 			case slices.Contains(out, a):
 				bad("%s %s: given twice", what, a)
 			default:
@@ -101,8 +115,19 @@ func (c *Config) normalize() error {
 	}
 	c.VIPs = unmap("VIP", c.VIPs)
 	c.Addresses = unmap("address", c.Addresses)
-	if len(c.VIPs) == 0 && len(problems) == 0 {
-		bad("no VIP given: at least one is needed")
+	c.NAT = normalizeNAT(c.NAT, c.VIPs, bad)
+	if len(c.VIPs)+len(c.NAT) == 0 && len(problems) == 0 {
+		bad("no VIP given: at least one --vip or --nat is needed")
+	}
+	if c.CookieSeed == "" && len(c.NAT) > 0 {
+		bad("--nat: it is for SYN cookies alone, which need --cookie-seed")
+	}
+	if c.Listen != "" {
+		if err := checkListen(c.Listen, c.VIPs); err != nil {
+			bad("--listen %s: %w", c.Listen, err)
+		} else if c.CookieSeed == "" {
+			bad("--listen %s: nodes ask about SYN cookies, which need --cookie-seed", c.Listen)
+		}
 	}
 	for _, a := range c.Addresses {
 		if slices.Contains(c.VIPs, a) {
@@ -133,16 +158,30 @@ func (c *Config) normalize() error {
 	if c.ClampMSS != ClampAuto && c.ClampMSS != ClampOff && (c.ClampMSS < minMSS || c.ClampMSS > maxMSS) {
 		bad("MSS %d: give auto, off, or bytes from %d to %d", c.ClampMSS, minMSS, maxMSS)
 	}
+	if len(c.VIPs) == 0 { // nothing comes in tunnels, and the host's own SYN-ACKs go back through the node
+		c.GUEPort, c.ClampMSS = 0, ClampOff
+	}
 	if c.StateDir == "" {
 		c.StateDir = DefaultStateDir
 	}
 	return errors.Join(problems...)
 }
 
+// unfit says why an address can be neither a VIP nor one that nodes send to; "" if it can.
+func unfit(a netip.Addr) string {
+	switch {
+	case !a.IsValid() || a.Zone() != "" || !(a.IsGlobalUnicast() || a.IsLinkLocalUnicast()):
+		return "not a unicast address of a host"
+	case a.IsLinkLocalUnicast():
+		return "link-local addresses cannot be routed to"
+	}
+	return ""
+}
+
 // anyIPv4 reports whether one of the addresses is IPv4.
 func anyIPv4(addrs []netip.Addr) bool { return slices.ContainsFunc(addrs, netip.Addr.Is4) }
 
-// Run sets the host up, calls ready (which may be nil) once encapsulated packets are taken, and keeps the set-up true
+// Run sets the host up, calls ready (which may be nil) once packets are taken, and keeps the set-up true
 // until ctx ends or an interface vanishes; then it undoes what it changed. It returns nil if ctx ended and everything
 // was undone. On an error before ready nothing stays changed, except by a killed predecessor if the error came before
 // its place was taken. Needs CAP_BPF and CAP_NET_ADMIN; to take a killed predecessor's place, CAP_SYS_ADMIN too.
@@ -161,7 +200,8 @@ func Run(ctx context.Context, cfg Config, ready func()) (err error) {
 	if err != nil {
 		return err
 	}
-	h := &host{log: log, store: store, vips: cfg.VIPs, state: prior}
+	h := &host{log: log, store: store, vips: cfg.VIPs, nat: cfg.NAT, listen: cfg.Listen, state: prior,
+		tell: teller{version: cfg.Version, vips: append([]netip.Addr{}, cfg.VIPs...)}}
 	if h.links, err = findLinks(cfg.Interfaces); err != nil {
 		return err
 	}
@@ -170,7 +210,14 @@ func Run(ctx context.Context, cfg Config, ready func()) (err error) {
 	if err := h.readCookieSeed(cfg.CookieSeed); err != nil {
 		return err
 	}
-	p, err := loadPrograms(cfg.VIPs, cfg.Sources, h.secret)
+	var asked *listener
+	if cfg.Listen != "" {
+		if asked, err = listen(cfg.Listen, cfg.VIPs, cfg.Sources); err != nil {
+			return err
+		}
+		defer asked.Close()
+	}
+	p, err := loadPrograms(cfg.VIPs, cfg.NAT, cfg.Sources, h.secret)
 	if err != nil {
 		return err
 	}
@@ -213,9 +260,16 @@ func Run(ctx context.Context, cfg Config, ready func()) (err error) {
 	if err := h.attach(p, takeovers); err != nil {
 		return err
 	}
-	log.Info("taking packets", "vips", cfg.VIPs, "interfaces", cfg.Interfaces, "addresses", local,
-		"sources", cfg.Sources, "gue_port", cfg.GUEPort, "clamp_mss", p.parameters.MSS, "cookies", h.secret != nil, "vips_added", h.state.Added, "sysctls_set", h.state.Settings)
-	if len(local) == 0 {
+	if err := h.followCookies(p); err != nil {
+		return err
+	}
+	if asked != nil {
+		defer asked.serve(h.tell.answer, log)()
+	}
+	log.Info("taking packets", "vips", cfg.VIPs, "nat", cfg.NAT, "interfaces", cfg.Interfaces, "addresses", local,
+		"sources", cfg.Sources, "gue_port", cfg.GUEPort, "clamp_mss", p.parameters.MSS, "cookies", h.secret != nil, "listen", cfg.Listen,
+		"vips_added", h.state.Added, "sysctls_set", h.state.Settings)
+	if len(local) == 0 && len(cfg.VIPs) > 0 {
 		log.Warn("the interfaces have no address yet: encapsulated packets are taken as soon as one has")
 	}
 	if ready != nil {
@@ -253,9 +307,8 @@ func (h *host) keep(ctx context.Context, p *programs, cfg Config, local []netip.
 		if err == nil {
 			err = h.checkMerging(cfg.GUEPort)
 		}
-		if err == nil {
-			err = h.followCookies(p)
-		}
+		// Whatever else is wrong: those who ask go by it.
+		err = errors.Join(err, h.followCookies(p))
 		switch {
 		case err == nil:
 			told = ""

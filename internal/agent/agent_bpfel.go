@@ -48,6 +48,13 @@ type agentCounters struct {
 	CookieFailed     uint64
 }
 
+type agentEndpoint struct {
+	_       structs.HostLayout
+	Address agentAddress
+	Port    uint16
+	Zero    uint16
+}
+
 type agentParameters struct {
 	_       structs.HostLayout
 	GuePort uint16
@@ -68,12 +75,14 @@ const (
 	agentMapAddresses     = "addresses"
 	agentMapCookies       = "cookies"
 	agentMapCounts        = "counts"
+	agentMapNats          = "nats"
 	agentMapSettings      = "settings"
 	agentMapSources       = "sources"
 	agentMapVips          = "vips"
 	agentProgSluiceClamp  = "sluice_clamp"
 	agentProgSluiceDecap  = "sluice_decap"
 	agentVarAcceptCookies = "accept_cookies"
+	agentVarAcceptNat     = "accept_nat"
 )
 
 // loadAgent returns the embedded CollectionSpec for agent.
@@ -129,6 +138,7 @@ type agentMapSpecs struct {
 	Addresses *ebpf.MapSpec `ebpf:"addresses"`
 	Cookies   *ebpf.MapSpec `ebpf:"cookies"`
 	Counts    *ebpf.MapSpec `ebpf:"counts"`
+	Nats      *ebpf.MapSpec `ebpf:"nats"`
 	Settings  *ebpf.MapSpec `ebpf:"settings"`
 	Sources   *ebpf.MapSpec `ebpf:"sources"`
 	Vips      *ebpf.MapSpec `ebpf:"vips"`
@@ -139,6 +149,7 @@ type agentMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type agentVariableSpecs struct {
 	AcceptCookies *ebpf.VariableSpec `ebpf:"accept_cookies"`
+	AcceptNat     *ebpf.VariableSpec `ebpf:"accept_nat"`
 }
 
 // agentObjects contains all objects after they have been loaded into the kernel.
@@ -164,6 +175,7 @@ type agentMaps struct {
 	Addresses *ebpf.Map `ebpf:"addresses"`
 	Cookies   *ebpf.Map `ebpf:"cookies"`
 	Counts    *ebpf.Map `ebpf:"counts"`
+	Nats      *ebpf.Map `ebpf:"nats"`
 	Settings  *ebpf.Map `ebpf:"settings"`
 	Sources   *ebpf.Map `ebpf:"sources"`
 	Vips      *ebpf.Map `ebpf:"vips"`
@@ -174,6 +186,7 @@ func (m *agentMaps) Close() error {
 		m.Addresses,
 		m.Cookies,
 		m.Counts,
+		m.Nats,
 		m.Settings,
 		m.Sources,
 		m.Vips,
@@ -185,6 +198,7 @@ func (m *agentMaps) Close() error {
 // It can be passed to loadAgentObjects or ebpf.CollectionSpec.LoadAndAssign.
 type agentVariables struct {
 	AcceptCookies *ebpf.Variable `ebpf:"accept_cookies"`
+	AcceptNat     *ebpf.Variable `ebpf:"accept_nat"`
 }
 
 // agentPrograms contains all programs after they have been loaded into the kernel.

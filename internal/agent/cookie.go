@@ -3,14 +3,10 @@
 package agent
 
 import (
-	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
-	"os"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -18,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/forwarder/guard"
+	"github.com/sluice-lb/sluice/internal/agent/capability"
+	"github.com/sluice-lb/sluice/internal/seed"
 )
 
 // The kernel's function that makes a connection of a segment (net/core/filter.c, since Linux 6.9).
@@ -28,45 +26,15 @@ const synCookies = "net/ipv4/tcp_syncookies" // for IPv6 too
 // clockTolerance is how wrong the programs' idea of the time of day may be: little beside the 32 seconds of an epoch.
 const clockTolerance = 100 * time.Millisecond
 
-// Bounds of a seed file in bytes, the same that nodes have (package config).
-const (
-	minSeed = 16
-	maxSeed = 4096
-)
-
-// readCookieSecret reads the seed file of the nodes' group, as nodes do: the seed is the SHA-256 of its content without the
-// line ends at its end. open says that not only its owner can read it.
+// readCookieSecret reads the seed file of the nodes' group. open says that not only its owner can read it.
 func readCookieSecret(path string) (secret [32]byte, open bool, err error) {
-	data, mode, err := readSeed(path)
+	group, mode, err := seed.Read(path)
 	if err != nil {
-		return secret, false, fmt.Errorf("read cookie seed: %w; give a copy of the file that group.seed_file of the nodes names", err)
+		return secret, false, fmt.Errorf("read cookie seed %s: %w; give a copy of the file that group.seed_file of the nodes names, of %d to "+
+			"%d bytes", path, err, seed.Min, seed.Max)
 	}
-	seed := sha256.Sum256(data)
-	secret, err = guard.CookieSecret(seed[:])
+	secret, err = guard.CookieSecret(group[:])
 	return secret, mode&0o077 != 0, err
-}
-
-func readSeed(path string) (data []byte, mode fs.FileMode, err error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() { // anything else might never end, or block
-		return nil, 0, fmt.Errorf("%s is not a regular file", path)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	defer f.Close()
-	data, err = io.ReadAll(io.LimitReader(f, maxSeed+1))
-	if err != nil {
-		return nil, 0, err
-	}
-	if whole := bytes.TrimRight(data, "\r\n"); len(data) <= maxSeed && len(whole) >= minSeed {
-		return whole, info.Mode(), nil
-	}
-	return nil, 0, fmt.Errorf("%s must have %d to %d bytes without line ends", path, minSeed, maxSeed)
 }
 
 // cookiesPossible says what is missing for accepting SYN cookies, in the kernel, of capabilities, or of sysctls that the
@@ -84,7 +52,7 @@ func cookiesPossible() error {
 	if !capable(unix.CAP_PERFMON, unix.CAP_SYS_ADMIN) {
 		return errors.New("accept SYN cookies: CAP_PERFMON is missing; run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")
 	}
-	return checkTCPOptions()
+	return nil
 }
 
 // capable reports whether the calling thread has one of the capabilities.
@@ -102,29 +70,37 @@ func capable(any ...int) bool {
 	return false
 }
 
-// checkTCPOptions is an error while the host refuses options that nodes agree to with clients for it: the kernel then makes no
-// connection of a cookie, or without ECN one that takes no notice of marks.
-func checkTCPOptions() error {
-	var problems []error
-	for _, s := range []setting{{Name: "tcp_timestamps", Set: 1}, {Name: "tcp_sack", Set: 1}, {Name: "tcp_window_scaling", Set: 1},
-		{Name: "tcp_ecn", Set: 2}} {
-		now, err := readSysctl("net/ipv4/" + s.Name)
-		if err == nil && now == 0 {
-			err = fmt.Errorf("accept SYN cookies: sysctl net/ipv4/%s is 0, and nodes agree to it in the host's name; set it to %d, "+
-				"the default", s.Name, s.Set)
-		}
-		problems = append(problems, err)
-	}
-	return errors.Join(problems...)
-}
-
-// checkCookies is an error while the host cannot accept cookies, whoever changed it.
-func checkCookies() error {
+// readCookies is how the host accepts cookies now, with the options that its sysctls allow to be agreed to in its name; the others are
+// in refused. It is an error while it cannot accept any, whoever changed it.
+func (h *host) readCookies() (c *capability.Cookies, refused []string, err error) {
 	now, err := readSysctl(synCookies)
 	if err == nil && now == 0 {
 		err = fmt.Errorf("accept SYN cookies: sysctl %s was set to 0: connections that nodes made by SYN cookies are reset; set it to 1", synCookies)
 	}
-	return errors.Join(err, checkTCPOptions())
+	if err != nil {
+		return nil, nil, err
+	}
+	c = &capability.Cookies{Version: guard.CookieVersion, Key: guard.CookieKeyID(*h.secret), NAT: h.nat}
+	for _, m := range h.nat {
+		c.IPv4, c.IPv6 = c.IPv4 || m.VIP.Addr().Is4(), c.IPv6 || m.VIP.Addr().Is6()
+	}
+	for _, vip := range h.vips {
+		c.IPv4, c.IPv6 = c.IPv4 || vip.Is4(), c.IPv6 || vip.Is6()
+	}
+	for _, option := range []struct {
+		sysctl  string
+		allowed *bool
+	}{{"tcp_window_scaling", &c.WindowScale}, {"tcp_sack", &c.SACK}, {"tcp_timestamps", &c.Timestamps}, {"tcp_ecn", &c.ECN}} {
+		name := "net/ipv4/" + option.sysctl // for IPv6 too
+		now, err := readSysctl(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if *option.allowed = now != 0; now == 0 {
+			refused = append(refused, name)
+		}
+	}
+	return c, refused, nil
 }
 
 // setCookies gives the programs, loaded with cookies, the secret and the difference between the time of day and the clock that
@@ -186,18 +162,28 @@ func (h *host) readCookieSeed(path string) error {
 	return nil
 }
 
-// followCookies makes the programs follow a change of the time of day, and is an error while the host cannot accept cookies; of no
-// effect without a secret.
+// followCookies makes the programs follow a change of the time of day, and what is told to those who ask follow the host's sysctls.
+// It is an error while the host cannot accept cookies; of no effect without a secret.
 func (h *host) followCookies(p *programs) error {
 	if h.secret == nil {
 		return nil
 	}
 	changed, err := p.setCookies(h.secret)
-	if err != nil {
-		return err
-	}
 	if changed {
 		h.log.Info("the time of day was changed: SYN cookies follow it")
 	}
-	return checkCookies()
+	var now *capability.Cookies
+	var refused []string
+	if err == nil {
+		now, refused, err = h.readCookies()
+	}
+	h.tell.cookies.Store(now)
+	// The kernel makes no connection of a cookie with an option that the host refuses; without ECN, one that is deaf to marks.
+	if len(refused) > 0 && !slices.Equal(refused, h.refused) {
+		h.log.Warn("the host refuses TCP options: of nodes that do not ask what it takes (syn_defence: cookie without a health daemon), "+
+			"connections with these are reset, or with ECN take no notice of congestion; allow the options, or run sluice-healthd",
+			"sysctls", refused)
+	}
+	h.refused = refused
+	return err
 }

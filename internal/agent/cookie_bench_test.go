@@ -8,10 +8,12 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/forwarder/guard"
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
-// BenchmarkCookies is what a TCP packet to a VIP costs in the ingress program, beside one without the seed of cookies.
+// BenchmarkCookies is what a TCP packet to a VIP, or one that may be by NAT, costs in the ingress program, beside one without the
+// seed of cookies.
 func BenchmarkCookies(b *testing.B) {
 	testenv.RequireRoot(b)
 	env := testenv.ForTest(b)
@@ -29,12 +31,17 @@ func BenchmarkCookies(b *testing.B) {
 		}
 		defer l.Close()
 	}
+	vips, secret := []netip.Addr{vip4, vip6}, new([32]byte)
+	nat := []capability.Mapping{mapping(b, "192.0.2.99:80=192.0.2.10:80"), mapping(b, "[2001:db8::99]:80=[2001:db8::10]:80")}
 	for _, c := range []struct {
 		name   string
+		vips   []netip.Addr
+		nat    []capability.Mapping
 		secret *[32]byte
 		port   byte
-	}{{"off", nil, 80}, {"no socket", new([32]byte), 81}, {"listener, invalid cookie", new([32]byte), 80}} {
-		p, err := loadPrograms([]netip.Addr{vip4, vip6}, nil, c.secret)
+	}{{"off", vips, nil, nil, 80}, {"no socket", vips, nil, secret, 81}, {"listener, invalid cookie", vips, nil, secret, 80},
+		{"no VIP", nil, nil, secret, 81}, {"no VIP, not by NAT", nil, nat, secret, 81}, {"by NAT, listener, invalid cookie", nil, nat, secret, 80}} {
+		p, err := loadPrograms(c.vips, c.nat, nil, c.secret)
 		if err != nil {
 			b.Fatal(err)
 		}

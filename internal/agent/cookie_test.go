@@ -22,7 +22,7 @@ import (
 
 	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
-	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
@@ -35,13 +35,14 @@ const (
 type cookieNode struct {
 	r       *rig
 	cookies *guard.Cookies
-	late    atomic.Int32  // epochs that cookies are made too late
-	flip    atomic.Uint32 // bits of cookies that are made wrong
-	lose    atomic.Int32  // segments without data that are lost
-	plain   atomic.Bool   // forward as is, not wrapped
-	socket  int           // for that
-	syns    atomic.Uint64 // that were answered
-	wscale  atomic.Uint32 // what the last SYN offered
+	late    atomic.Int32                         // epochs that cookies are made too late
+	flip    atomic.Uint32                        // bits of cookies that are made wrong
+	lose    atomic.Int32                         // segments without data that are lost
+	plain   atomic.Bool                          // forward as is, not wrapped
+	nat     atomic.Pointer[[]capability.Mapping] // forward so what is to these, not wrapped
+	socket  int                                  // for that
+	syns    atomic.Uint64                        // that were answered
+	wscale  atomic.Uint32                        // what the last SYN offered
 }
 
 func (r *rig) defend() *cookieNode {
@@ -106,6 +107,16 @@ func (n *cookieNode) look(header []byte, to unix.Sockaddr, p []byte) (answer []b
 	if int(m.L4)+int(mem[m.L4+12]>>4)*4 == int(m.End) && flags&0x07 == 0 && n.lose.Load() > 0 {
 		n.lose.Add(-1)
 		return nil, false
+	}
+	if nat := n.nat.Load(); nat != nil {
+		for _, t := range *nat {
+			if packet.FromNetip(t.VIP.Addr()) == m.Dst && t.VIP.Port() == m.DstPort {
+				e := packet.NewNAT(packet.MAC(header[:6]), packet.MAC(header[6:12]), t.Local.Addr(), t.Local.Port(), 0)
+				start, length := e.Apply(mem, 0, &m)
+				unix.Sendto(n.socket, mem[start:start+length], 0, to)
+				return nil, false
+			}
+		}
 	}
 	if n.plain.Load() {
 		unix.Sendto(n.socket, mem, 0, to)
@@ -357,6 +368,40 @@ func TestCookieTimeWait(t *testing.T) {
 	}
 }
 
+// TestCookiesOfRefusedOptions: where the host refuses an option, a connection that a node agreed to it for is reset, and others are
+// made; ECN is no reason to refuse one.
+func TestCookiesOfRefusedOptions(t *testing.T) {
+	r := newRig(t)
+	r.defend()
+	r.setSysctl("net/ipv4/tcp_ecn", "0")
+	r.ok(r.node.SetSysctl("net/ipv4/tcp_ecn", "1"))
+	r.start(append(both, "--cookie-seed", r.seed())...)
+	for _, vip := range []netip.Addr{vip4, vip6} {
+		at := netip.AddrPortFrom(vip, 7)
+		r.echo(at.String())
+		if err := r.greet(at); err != nil {
+			t.Errorf("%v, without ECN: %v", vip, err)
+		}
+		for _, name := range []string{"tcp_sack", "tcp_window_scaling", "tcp_timestamps"} {
+			name = "net/ipv4/" + name
+			r.setSysctl(name, "0")
+			before := r.status().Packets
+			if err := r.greet(at); !reset(err) {
+				t.Errorf("%v, %s agreed to: %v", vip, name, err)
+			}
+			r.ok(r.node.SetSysctl(name, "0"))
+			if err := r.greet(at); err != nil {
+				t.Errorf("%v, %s not agreed to: %v", vip, name, err)
+			}
+			if c := minus(r.status().Packets, before); c.CookieRefused == 0 || c.CookieAccepted != 1 {
+				t.Errorf("%v, %s: counted %+v", vip, name, c)
+			}
+			r.setSysctl(name, "1")
+			r.ok(r.node.SetSysctl(name, "1"))
+		}
+	}
+}
+
 // TestCookiesOff: without a seed nothing is looked at, and the kernel resets what it has not begun.
 func TestCookiesOff(t *testing.T) {
 	r := newRig(t)
@@ -433,19 +478,14 @@ func TestCookiesImpossible(t *testing.T) {
 	before := r.snapshot()
 	short := filepath.Join(r.stateDir, "short")
 	r.ok(os.WriteFile(short, []byte("0123456789abcde\n"), 0o600))
-	r.fails(append(both, "--cookie-seed", short), "cookie seed", short, "16 to 4096 bytes", "group.seed_file")
+	r.fails(append(both, "--cookie-seed", short), "cookie seed", short, "15 bytes", "16 to 4096 bytes", "group.seed_file")
 	r.fails(append(both, "--cookie-seed", filepath.Join(r.stateDir, "none")), "cookie seed", "no such file")
 	r.fails(append(both, "--cookie-seed", r.stateDir), "not a regular file")
-	for _, name := range []string{"tcp_timestamps", "tcp_sack", "tcp_window_scaling", "tcp_ecn"} {
-		value := r.sysctl("net/ipv4/" + name)
-		r.setSysctl("net/ipv4/"+name, "0")
-		r.fails(append(both, "--cookie-seed", r.seed()), "SYN cookies", "net/ipv4/"+name, "set it to "+value)
-		r.setSysctl("net/ipv4/"+name, value)
-	}
 	path, err := agentBinary()
 	r.ok(err)
 	with := func(set string) *testenv.Process {
-		args := append([]string{"--bounding-set", set, path, "run", "--state-dir", r.stateDir, "--cookie-seed", r.seed()}, both...)
+		args := append([]string{"--bounding-set", set, path, "run", "--state-dir", r.stateDir, "--cookie-seed", r.seed(),
+			"--nat", "192.0.2.11:80=10.0.0.2:80"}, both...)
 		p, err := r.backend.Start(testenv.Cmd{Path: "setpriv", Args: args})
 		r.ok(err)
 		return p
@@ -461,34 +501,4 @@ func TestCookiesImpossible(t *testing.T) {
 	}
 	r.stop(p, unix.SIGTERM)
 	r.unchanged(before)
-}
-
-// TestSeedAsNodes: agents read a seed file as nodes do.
-func TestSeedAsNodes(t *testing.T) {
-	dir := t.TempDir()
-	seed := filepath.Join(dir, "seed")
-	example, err := os.ReadFile("../../deploy/sluice.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "sluice.yaml")
-	if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(example), "/etc/sluice/group.key", seed)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, content := range []string{"0123456789abcdef", "0123456789abcdef\r\n\n", "\n0123456789abcdef ", strings.Repeat("\x00", 4096)} {
-		if err := os.WriteFile(seed, []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		c, _, err := config.Load(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want, err := guard.CookieSecret(c.Group.Seed[:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got, open, err := readCookieSecret(seed); got != want || open || err != nil {
-			t.Errorf("of %.20q: equal %t, open %t, %v", content, got == want, open, err)
-		}
-	}
 }

@@ -34,7 +34,7 @@ func load(t testing.TB, sources ...netip.Prefix) *programs {
 func loadWith(t testing.TB, secret *[32]byte, sources ...netip.Prefix) *programs {
 	t.Helper()
 	testenv.RequireRoot(t)
-	d, err := loadPrograms([]netip.Addr{vip4, vip6}, sources, secret)
+	d, err := loadPrograms([]netip.Addr{vip4, vip6}, nil, sources, secret)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 )
 
 // hostLink is an interface by its name and index; both have to stay.
@@ -31,7 +33,11 @@ type host struct {
 	vips  []netip.Addr
 	state state
 
-	secret *[32]byte // of SYN cookies; nil: none are accepted
+	secret  *[32]byte            // of SYN cookies; nil: none are accepted
+	nat     []capability.Mapping // only with a secret
+	listen  string               // where others ask; "": nowhere
+	tell    teller               // what they are told
+	refused []string             // the sysctls that the log has been told of as refusing options
 }
 
 // plan is what apply will do: the state to reach, and what of the present state no longer belongs to it.
@@ -101,9 +107,10 @@ func placedAddresses() ([]placed, error) {
 }
 
 // localAddresses returns the outer destinations to take, sorted: the fixed ones, if any, else all addresses of the
-// interfaces but link-local ones (nodes cannot route to them) and VIPs (clients can send to them).
+// interfaces but link-local ones (nodes cannot route to them) and VIPs (clients can send to them). Without VIPs nothing is
+// decapsulated, and there are none.
 func (h *host) localAddresses(fixed []netip.Addr) ([]netip.Addr, error) {
-	if len(fixed) > 0 {
+	if len(fixed) > 0 || len(h.vips) == 0 {
 		return fixed, nil
 	}
 	all, err := placedAddresses()
@@ -127,8 +134,10 @@ func (h *host) ours(index int) bool {
 
 // plan compares the host with what it should be, and changes nothing.
 func (h *host) plan() (plan, error) {
-	p := plan{next: state{VIPs: h.vips, Programs: h.state.Programs}}
-	if lo, err := netlink.LinkByName("lo"); err != nil {
+	p := plan{next: state{VIPs: h.vips, NAT: h.nat, Listen: h.listen, Programs: h.state.Programs}}
+	if len(h.vips) == 0 {
+		// Nothing is put on loopback.
+	} else if lo, err := netlink.LinkByName("lo"); err != nil {
 		return plan{}, fmt.Errorf("find loopback: %w", err)
 	} else if lo.Attrs().Flags&net.FlagUp == 0 {
 		return plan{}, errors.New("put VIPs on lo: it is down; set it up first (ip link set lo up)")
@@ -311,7 +320,7 @@ func (h *host) attach(p *programs, old predecessors) error {
 // state for the next agent.
 func (h *host) undo(p *programs) error {
 	var problems []error
-	left := state{VIPs: h.state.VIPs}
+	left := state{VIPs: h.state.VIPs, NAT: h.state.NAT}
 	for _, a := range h.state.Programs {
 		if err := h.detachRecorded(p, a); err != nil {
 			problems = append(problems, err)

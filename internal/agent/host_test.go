@@ -21,6 +21,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
@@ -36,6 +37,17 @@ const (
 func TestConfigRefused(t *testing.T) {
 	a := netip.MustParseAddr
 	good := Config{VIPs: []netip.Addr{vip4}, Interfaces: []string{"eth0"}}
+	nat := func(mappings ...string) func(*Config) {
+		return func(c *Config) {
+			for _, text := range mappings {
+				m, err := ParseNAT(text)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.NAT = append(c.NAT, m)
+			}
+		}
+	}
 	for _, c := range []struct {
 		name   string
 		change func(*Config)
@@ -58,6 +70,20 @@ func TestConfigRefused(t *testing.T) {
 		{"MSS too small", func(c *Config) { c.ClampMSS = 535 }, "MSS 535: give auto, off, or bytes from 536 to 65495"},
 		{"MSS too large", func(c *Config) { c.ClampMSS = 65496 }, "MSS 65496: give"},
 		{"bad source", func(c *Config) { c.Sources = []netip.Prefix{{}} }, "not a prefix"},
+		{"NAT without cookies", nat("192.0.2.10:80=10.0.0.2:80"), "--nat: it is for SYN cookies alone"},
+		{"NAT of two VIPs at one address", nat("192.0.2.10:80=10.0.0.2:80", "192.0.2.11:80=10.0.0.2:80"),
+			"--nat 192.0.2.11:80=10.0.0.2:80: connections to 10.0.0.2:80 are to 192.0.2.10:80 already"},
+		{"NAT of two ports at one port", nat("192.0.2.10:80=10.0.0.2:80", "192.0.2.10:81=[::ffff:10.0.0.2]:80"), "are to 192.0.2.10:80 already"},
+		{"NAT twice", nat("192.0.2.10:80=10.0.0.2:80", "192.0.2.10:80=10.0.0.2:80"), "--nat 192.0.2.10:80=10.0.0.2:80: given twice"},
+		{"NAT between families", nat("192.0.2.10:80=[fd00::2]:80"), "--nat 192.0.2.10:80=[fd00::2]:80: one is IPv4, the other IPv6"},
+		{"NAT to a VIP", nat("192.0.2.11:80=192.0.2.10:80"), "192.0.2.10 is a VIP"},
+		{"NAT to a VIP of NAT", nat("192.0.2.11:80=10.0.0.2:80", "192.0.2.12:80=192.0.2.11:80"), "192.0.2.11 is a VIP"},
+		{"NAT to loopback", nat("192.0.2.11:80=127.0.0.1:80"), "127.0.0.1: not a unicast"},
+		{"NAT of a link-local VIP", nat("[fe80::1]:80=[fd00::2]:80"), "fe80::1: link-local"},
+		{"NAT of port 0", nat("192.0.2.11:0=10.0.0.2:80"), "no connection is to port 0"},
+		{"NAT without end", func(c *Config) { c.NAT = make([]capability.Mapping, 4097) }, "4097 mappings: at most 4096"},
+		{"listening at a VIP", func(c *Config) { c.Listen, c.CookieSeed = "192.0.2.10:9546", "seed" }, "--listen 192.0.2.10:9546: it is a VIP"},
+		{"listening without cookies", func(c *Config) { c.Listen = ":9546" }, "--listen :9546: nodes ask about SYN cookies"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := good
@@ -72,6 +98,19 @@ func TestConfigRefused(t *testing.T) {
 	cfg.Sources = []netip.Prefix{netip.MustParsePrefix("::ffff:10.0.0.9/120"), netip.MustParsePrefix("10.0.0.7/24")}
 	if err := cfg.normalize(); err != nil || !slices.Equal(cfg.Sources, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24")}) {
 		t.Errorf("sources %v, error %v: want 10.0.0.0/24 once", cfg.Sources, err)
+	}
+
+	// Several VIPs, or ports, at addresses of their own; nothing that is about VIPs without one.
+	cfg = Config{Interfaces: []string{"eth0"}, GUEPort: DefaultGUEPort, CookieSeed: "seed"}
+	mappings := []string{"192.0.2.10:80=10.0.0.2:80", "192.0.2.11:80=10.0.0.2:81", "192.0.2.10:80=10.0.0.3:80", "[2001:db8::10]:80=[fd00::2]:80"}
+	nat(mappings...)(&cfg)
+	if err := cfg.normalize(); err != nil || len(cfg.NAT) != len(mappings) || cfg.GUEPort != 0 || cfg.ClampMSS != ClampOff {
+		t.Errorf("NAT alone: %+v, error %v", cfg, err)
+	}
+	for i, m := range cfg.NAT {
+		if m.String() != mappings[i] {
+			t.Errorf("%s became %v", mappings[i], m)
+		}
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 )
 
 // Counters are the books of the two programs since they were loaded, in packets as they were on the wire. Packets that
@@ -71,9 +73,9 @@ type sourceKey struct {
 	Address [16]byte
 }
 
-// loadPrograms loads the programs for VIPs, sources and a secret that stay as they are. No sources: any. No secret: SYN cookies
-// are nothing that they know of.
-func loadPrograms(vips []netip.Addr, sources []netip.Prefix, secret *[32]byte) (*programs, error) {
+// loadPrograms loads the programs for VIPs, NAT, sources and a secret that stay as they are. No sources: any. No secret: SYN
+// cookies are nothing that they know of, and NAT is of no effect.
+func loadPrograms(vips []netip.Addr, nat []capability.Mapping, sources []netip.Prefix, secret *[32]byte) (*programs, error) {
 	keys := []sourceKey{{}} // ::/0 matches v4-mapped addresses too
 	if len(sources) > 0 {
 		keys = keys[:0]
@@ -89,11 +91,15 @@ func loadPrograms(vips []netip.Addr, sources []netip.Prefix, secret *[32]byte) (
 	if err != nil {
 		return nil, fmt.Errorf("load BPF programs: %w", err)
 	}
-	spec.Maps[agentMapVips].MaxEntries = uint32(len(vips))
+	spec.Maps[agentMapVips].MaxEntries = uint32(max(len(vips), 1)) // the kernel makes no map for none
+	spec.Maps[agentMapNats].MaxEntries = uint32(max(len(nat), 1))
 	spec.Maps[agentMapSources].MaxEntries = uint32(len(keys))
 
-	if secret != nil {
-		if err := spec.Variables[agentVarAcceptCookies].Set(uint8(1)); err != nil {
+	for name, on := range map[string]bool{agentVarAcceptCookies: secret != nil, agentVarAcceptNat: secret != nil && len(nat) > 0} {
+		if !on {
+			continue
+		}
+		if err := spec.Variables[name].Set(uint8(1)); err != nil {
 			return nil, fmt.Errorf("load BPF programs: %w", err)
 		}
 	}
@@ -118,6 +124,12 @@ func loadPrograms(vips []netip.Addr, sources []netip.Prefix, secret *[32]byte) (
 		if err := p.objs.Vips.Put(vip.As16(), uint8(1)); err != nil {
 			p.close()
 			return nil, fmt.Errorf("add VIP %s to BPF map: %w", vip, err)
+		}
+	}
+	for _, m := range nat {
+		if err := p.objs.Nats.Put(endpointOf(m.Local), endpointOf(m.VIP)); err != nil {
+			p.close()
+			return nil, fmt.Errorf("add NAT %v to BPF map: %w", m, err)
 		}
 	}
 	for i := range keys {

@@ -67,6 +67,7 @@ type rig struct {
 	checksums     atomic.Bool   // with UDP checksums in GUE
 	wrapped       atomic.Uint64 // packets that were wrapped and sent
 	tooLong       atomic.Uint64 // packets that were too long for the cable once they were wrapped
+	tun           *os.File      // "wrap", once wrap was called; what is written to it the node receives
 
 	// What looks at packets to the VIPs first, if set: it may answer them in the VIP's name, and says if they go on.
 	defence atomic.Pointer[func(packet []byte) (answer []byte, on bool)]
@@ -141,6 +142,7 @@ func (r *rig) wrap() {
 	r.ok(tun.Fds[0].Close())
 	r.ok(syscall.SetNonblock(fd, true))
 	in := os.NewFile(uintptr(fd), "wrap")
+	r.tun = in
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

@@ -14,16 +14,20 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 )
 
 // state is what an agent changed in its network namespace: enough to undo it all.
 type state struct {
-	Boot     string       `json:"boot"`     // of the kernel that the changes were made in
-	PID      int          `json:"pid"`      // of the agent that wrote this
-	VIPs     []netip.Addr `json:"vips"`     // that are answered for
-	Added    []netip.Addr `json:"added"`    // of these, put on loopback by an agent
-	Settings []setting    `json:"settings"` // sysctls set by an agent
-	Programs []attachment `json:"programs"` // attached by an agent, or about to be
+	Boot     string               `json:"boot"`     // of the kernel that the changes were made in
+	PID      int                  `json:"pid"`      // of the agent that wrote this
+	VIPs     []netip.Addr         `json:"vips"`     // that are answered for
+	NAT      []capability.Mapping `json:"nat"`      // that SYN cookies are accepted by
+	Listen   string               `json:"listen"`   // where that agent is asked; "": nowhere
+	Added    []netip.Addr         `json:"added"`    // of the VIPs, put on loopback by an agent
+	Settings []setting            `json:"settings"` // sysctls set by an agent
+	Programs []attachment         `json:"programs"` // attached by an agent, or about to be
 }
 
 // setting is one sysctl that an agent set.

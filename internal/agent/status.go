@@ -11,20 +11,24 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/agent/capability"
 )
 
 // Status is what an agent does in a network namespace, or what a killed one left there.
 type Status struct {
-	Running    bool         `json:"running"`    // an agent keeps it up; false: what is below was left by a killed one
-	PID        int          `json:"pid"`        // of the agent
-	VIPs       []netip.Addr `json:"vips"`       // that are answered for
-	Added      []netip.Addr `json:"vips_added"` // of these, put on loopback by an agent
-	Interfaces []string     `json:"interfaces"` // that encapsulated packets are taken on
-	GUEPort    uint16       `json:"gue_port"`   // UDP port that GUE is taken on, beside IP-in-IP; 0: none
-	ClampMSS   MSS          `json:"clamp_mss"`  // the largest MSS that SYN-ACKs from the VIPs leave with; 0: any
-	Cookies    bool         `json:"cookies"`    // connections are made of nodes' SYN cookies
-	Sysctls    []string     `json:"sysctls"`    // set by an agent, with the value from before
-	Packets    Counters     `json:"packets"`    // counted by the attached programs
+	Running    bool                 `json:"running"`    // an agent keeps it up; false: what is below was left by a killed one
+	PID        int                  `json:"pid"`        // of the agent
+	VIPs       []netip.Addr         `json:"vips"`       // that are answered for
+	NAT        []capability.Mapping `json:"nat"`        // that SYN cookies are accepted by
+	Listen     string               `json:"listen"`     // where others ask the agent; "": nowhere
+	Added      []netip.Addr         `json:"vips_added"` // of the VIPs, put on loopback by an agent
+	Interfaces []string             `json:"interfaces"` // that encapsulated packets are taken on
+	GUEPort    uint16               `json:"gue_port"`   // UDP port that GUE is taken on, beside IP-in-IP; 0: none
+	ClampMSS   MSS                  `json:"clamp_mss"`  // the largest MSS that SYN-ACKs from the VIPs leave with; 0: any
+	Cookies    bool                 `json:"cookies"`    // connections are made of nodes' SYN cookies
+	Sysctls    []string             `json:"sysctls"`    // set by an agent, with the value from before
+	Packets    Counters             `json:"packets"`    // counted by the attached programs
 }
 
 // ErrNoAgent is returned by ReadStatus where no agent runs and none has left anything.
@@ -45,8 +49,11 @@ func ReadStatus(stateDir string) (Status, error) {
 		return Status{}, ErrNoAgent
 	}
 	// Lists that are empty, not null, in JSON.
-	out := Status{Running: running, PID: st.PID, VIPs: st.VIPs, Added: append([]netip.Addr{}, st.Added...),
-		Interfaces: []string{}, Sysctls: []string{}}
+	out := Status{Running: running, PID: st.PID, VIPs: append([]netip.Addr{}, st.VIPs...), NAT: append([]capability.Mapping{}, st.NAT...),
+		Added: append([]netip.Addr{}, st.Added...), Interfaces: []string{}, Sysctls: []string{}}
+	if running {
+		out.Listen = st.Listen
+	}
 	for _, s := range st.Settings {
 		out.Sysctls = append(out.Sysctls, s.String())
 	}

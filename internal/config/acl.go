@@ -3,14 +3,14 @@ package config
 import (
 	"cmp"
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/sluice-lb/sluice/internal/seed"
 )
 
 // ACL says which sources may send. The longest prefix of Entries that holds a source decides; if none does, it may.
@@ -227,12 +227,8 @@ func (v value) listFile(path string) *listFile {
 		v.d.files = make(map[string]*listFile)
 	}
 	v.d.files[path] = f
-	data, _, err := readRegular(path, maxListFile)
+	data, _, err := seed.ReadRegular(path, maxListFile)
 	if err != nil {
-		var pathError *fs.PathError
-		if errors.As(err, &pathError) {
-			err = pathError.Err
-		}
 		v.refuseAs(fmt.Sprintf("%s: %v", path, err), fmt.Sprintf("a file of at most %d MiB that can be read", maxListFile>>20),
 			"one prefix or address a line")
 		return f

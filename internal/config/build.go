@@ -2,12 +2,11 @@ package config
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/seed"
 	"github.com/sluice-lb/sluice/maglev"
 )
 
@@ -86,7 +85,7 @@ func (m mapping) node() string {
 	return host
 }
 
-func (m mapping) seed(peers int) (file string, seed Seed) {
+func (m mapping) seed(peers int) (file string, found Seed) {
 	v := m.field("seed_file")
 	if v.missing() {
 		if peers > 1 {
@@ -99,20 +98,16 @@ func (m mapping) seed(peers int) (file string, seed Seed) {
 	if !ok || !v.d.references {
 		return file, Seed{}
 	}
-	seed, mode, err := readSeed(file)
+	found, mode, err := seed.Read(file)
 	if err != nil {
-		var pathError *fs.PathError
-		if errors.As(err, &pathError) {
-			err = pathError.Err
-		}
-		v.refuseAs(fmt.Sprintf("%s: %v", quote(file), err), fmt.Sprintf("a file of %d to %d bytes that can be read", minSeed, maxSeed),
+		v.refuseAs(fmt.Sprintf("%s: %v", quote(file), err), fmt.Sprintf("a file of %d to %d bytes that can be read", seed.Min, seed.Max),
 			"head -c 32 /dev/urandom > FILE makes one; every node of the group needs the same")
 		return file, Seed{}
 	}
 	if mode.Perm()&0o007 != 0 {
 		v.warn(fmt.Sprintf("%s has mode %04o: anyone on this machine can use the group's secret; chmod 600 it", quote(file), mode.Perm()))
 	}
-	return file, seed
+	return file, found
 }
 
 func (m mapping) control() (c Control) {

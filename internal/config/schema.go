@@ -213,10 +213,8 @@ const (
 	minTableSize   = 251      // prime
 	maxTableSize   = 16777213 // the largest prime number below 2^24
 	maxWeight      = 65535
-	maxProblems    = 100  // how many problems of one file are told
-	maxSocketPath  = 107  // bytes: sun_path less its final zero
-	minSeed        = 16   // bytes
-	maxSeed        = 4096 // bytes
+	maxProblems    = 100 // how many problems of one file are told
+	maxSocketPath  = 107 // bytes: sun_path less its final zero
 	maxPeers       = 1024
 	maxQueues      = 4096
 	maxVLAN        = 4094

@@ -2,7 +2,9 @@
 //
 // SYN cookies. While a node defends a VIP it answers SYNs itself, and the backend sees of a connection only what comes after
 // the handshake. For that the ingress program looks at every TCP packet to a VIP, once it is decapsulated, if the agent was
-// told the secret of the nodes' cookies:
+// told the secret of the nodes' cookies. So it does with a packet to an address and port of the host's own that connections to
+// a VIP are sent to by NAT: a node has rewritten the destination, but made the cookie with the VIP and its port, and these take
+// the place of the packet's where the cookie is checked. Then:
 //
 //   a connection of the host's, or nobody listens        → the kernel, untouched
 //   a listener, and the client returns a valid cookie    → the kernel, with the connection made (bpf_sk_assign_tcp_reqsk)
@@ -74,6 +76,7 @@ extern int bpf_sk_assign_tcp_reqsk(struct __sk_buff *skb, struct sock *sk, struc
 // Set by the loader; 0: the verifier removes what depends on it. Its section is its own, since clang 14 describes no other
 // variable in a .rodata beside the constants that it makes itself.
 const volatile __u8 accept_cookies SEC(".rodata.agent") = 0;
+const volatile __u8 accept_nat SEC(".rodata.agent") = 0; // nats has elements
 
 // What cookies are checked with. Programs cannot read the time of day; the difference between two clocks, unlike the time
 // itself, stays right for as long as an agent is killed.
@@ -89,6 +92,21 @@ struct {
 	__type(value, struct cookie_settings);
 } cookies SEC(".maps");
 
+// An address and a TCP port, as they lie in a packet.
+struct endpoint {
+	struct address address;
+	__be16 port;
+	__u16 zero; // keys are compared as a whole
+};
+
+// Written by Go: what the destination was before a node rewrote it, by what it is now. Both are of one family.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); // set by the loader
+	__type(key, struct endpoint);
+	__type(value, struct endpoint);
+} nats SEC(".maps");
+
 // A segment that may carry a cookie. The stack that this shares with the decapsulator has 512 bytes, so it is no larger than it
 // has to be, and filled in piece by piece.
 struct segment {
@@ -102,8 +120,9 @@ struct segment {
 		__u8 offset; // in its upper half the length of the header in 32-bit words
 		__u8 flags;
 	} tcp; // as it is in the header, after the ports
+	struct endpoint *nat; // in nats; NULL: it is to a VIP
 	union {
-		struct address vip;     // at first
+		struct endpoint to;     // at first
 		struct options options; // later
 	};
 };
@@ -164,7 +183,7 @@ static __always_inline void end_time_wait(struct __sk_buff *skb, struct segment 
 	bpf_l4_csum_replace(skb, checksum_at, before, after, sizeof(after));
 }
 
-// read_segment reads a packet's headers; false if it is nothing that may carry a cookie to a VIP.
+// read_segment reads a packet's headers; false if it is nothing that may carry a cookie.
 static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *s)
 {
 	void *ports;
@@ -177,7 +196,7 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 		    bpf_skb_load_bytes(skb, ETH_HLEN + offsetof(struct iphdr, saddr), &s->tuple.ipv4.saddr, 2 * sizeof(__be32)))
 			return false;
 		s->tcp_at = ETH_HLEN + (start[0] & 15) * 4;
-		s->vip = mapped(s->tuple.ipv4.daddr);
+		s->to.address = mapped(s->tuple.ipv4.daddr);
 		ports = &s->tuple.ipv4.sport;
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		__u8 start[7]; // of the header, up to the next header's type; nodes know a TCP packet only without others between
@@ -187,14 +206,34 @@ static __always_inline bool read_segment(struct __sk_buff *skb, struct segment *
 			return false;
 		s->ipv6 = true;
 		s->tcp_at = ETH_HLEN + sizeof(struct ipv6hdr);
-		__builtin_memcpy(&s->vip, s->tuple.ipv6.daddr, sizeof(s->vip));
+		__builtin_memcpy(&s->to.address, s->tuple.ipv6.daddr, sizeof(s->to.address));
 		ports = &s->tuple.ipv6.sport;
 	} else {
 		return false;
 	}
-	return !bpf_skb_load_bytes(skb, s->tcp_at, ports, 2 * sizeof(__be16)) &&
-	       !bpf_skb_load_bytes(skb, s->tcp_at + offsetof(struct tcphdr, seq), &s->tcp, 10) && s->tcp.offset >> 4 >= 5 &&
-	       (s->tcp.flags & (TCP_ACK | TCP_SYN | TCP_RST)) == TCP_ACK && bpf_map_lookup_elem(&vips, &s->vip);
+	if (bpf_skb_load_bytes(skb, s->tcp_at, ports, 2 * sizeof(__be16)) ||
+	    bpf_skb_load_bytes(skb, s->tcp_at + offsetof(struct tcphdr, seq), &s->tcp, 10) || s->tcp.offset >> 4 < 5 ||
+	    (s->tcp.flags & (TCP_ACK | TCP_SYN | TCP_RST)) != TCP_ACK)
+		return false;
+	if (bpf_map_lookup_elem(&vips, &s->to.address))
+		return true;
+	if (!accept_nat)
+		return false;
+	s->to.port = s->ipv6 ? s->tuple.ipv6.dport : s->tuple.ipv4.dport;
+	s->nat = bpf_map_lookup_elem(&nats, &s->to);
+	return s->nat != NULL;
+}
+
+// undo_nat makes the destination in the tuple what the client sent to.
+static __always_inline void undo_nat(struct segment *s)
+{
+	if (s->ipv6) {
+		__builtin_memcpy(s->tuple.ipv6.daddr, &s->nat->address, sizeof(s->nat->address));
+		s->tuple.ipv6.dport = s->nat->port;
+	} else {
+		s->tuple.ipv4.daddr = s->nat->address.word[3];
+		s->tuple.ipv4.dport = s->nat->port;
+	}
 }
 
 // accept_cookie does what the beginning of this file says with a packet that the kernel is to have. It is a function of its
@@ -217,6 +256,8 @@ __noinline int accept_cookie(struct __sk_buff *skb)
 		return 0;
 	}
 
+	if (s.nat)
+		undo_nat(&s); // the host's sockets, which were looked up above, know nothing of the VIP
 	bool valid = check_cookie(skb, &s), time_wait = false;
 	__be32 expected = 0;
 	int err = 0;

@@ -56,7 +56,7 @@ struct counters {
 	__u64 failed;            // the kernel refused to take the header off: dropped
 	__u64 clamped;           // SYN-ACKs sent from a VIP whose MSS was lowered
 	__u64 cookie_accepted;   // connections made of a valid cookie
-	__u64 cookie_bad;        // segments without a valid cookie to a listener on a VIP: untouched
+	__u64 cookie_bad;        // segments without a valid cookie to a listener on a VIP, or by NAT: untouched
 	__u64 cookie_time_wait;  // valid cookies that met the end of an older connection: made the reset that ends it
 	__u64 cookie_refused;    // valid cookies that the kernel can make no connection of (EINVAL): untouched
 	__u64 cookie_no_memory;  // valid cookies that the kernel had no memory for (ENOMEM): untouched

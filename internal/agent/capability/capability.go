@@ -54,6 +54,9 @@ type Mapping struct {
 	Local netip.AddrPort `json:"local"`
 }
 
+// String is VIP:PORT=ADDRESS:PORT, as the agent's --nat takes it.
+func (m Mapping) String() string { return m.VIP.String() + "=" + m.Local.String() }
+
 // Handler serves what answer returns.
 func Handler(answer func() Answer) http.Handler {
 	mux := http.NewServeMux()
