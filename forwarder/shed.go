@@ -26,6 +26,8 @@ const (
 	// The fill of an RX ring, of 256, from which on a little more is shed, and much more.
 	pressureSome = 128
 	pressureHigh = 192
+	// shedLooks is how many looks in a row have to see it: a worker that did not run for a moment finds its ring full once.
+	shedLooks = 2
 	// shedLeast is how many unknown packets a second of a class there have to be before any is shed: fewer are no flood.
 	shedLeast = 1000
 	// shedCalm is how long no ring was half full before less is shed, and shedStep how long from then to the next step.
@@ -46,6 +48,7 @@ func (a shedKey) compare(b shedKey) int {
 // shedder decides what is shed. It is a pure function of what was counted.
 type shedder struct {
 	share map[shedKey]int // of steer.ShedAll, never 0
+	tight int             // looks in a row that saw pressure
 	calm  time.Duration
 }
 
@@ -54,6 +57,7 @@ type shedder struct {
 // without pressure an eighth is given back, everywhere: so in a flood that lasts workers are busy, and no ring overflows.
 func (s *shedder) look(pressure uint32, came map[shedKey]uint64, elapsed time.Duration) (changed bool) {
 	if pressure < pressureSome {
+		s.tight = 0
 		if s.calm += elapsed; s.calm < shedCalm || len(s.share) == 0 {
 			return false
 		}
@@ -68,6 +72,9 @@ func (s *shedder) look(pressure uint32, came map[shedKey]uint64, elapsed time.Du
 		return true
 	}
 	s.calm = 0
+	if s.tight++; s.tight < shedLooks {
+		return false
+	}
 	var most shedKey
 	for _, k := range slices.SortedFunc(maps.Keys(came), shedKey.compare) {
 		if s.share[k] < steer.ShedAll && came[k] > came[most] {

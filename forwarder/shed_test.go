@@ -126,6 +126,15 @@ func TestPressure(t *testing.T) {
 	default:
 		t.Fatal("the worker did not tell that its ring is full")
 	}
+	full := r.worker.pressure.Load()
+	if list, changed := r.engine.LookShed(shedPeriod); changed {
+		t.Fatalf("a moment's pressure, and %+v is shed", list)
+	}
+	r.pass(client(1, "S").frame(t))
+	for range 100 {
+		r.pass(client(2, "S").frame(t))
+	}
+	r.worker.pressure.Store(full)
 	list, changed := r.engine.LookShed(shedPeriod)
 	s := web(L2, 2)
 	if !changed || len(list) != 1 || list[0].VIP != s.VIP || list[0].Proto != 6 || list[0].Share != [steer.ShedClasses]uint16{steer.ShedSYN: 128} ||

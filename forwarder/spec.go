@@ -236,8 +236,6 @@ func (v *ServiceSpec) validate() error {
 		return errors.New("only TCP flows can be reset")
 	case v.Defence != DefenceOff && v.Protocol != protoTCP:
 		return errors.New("only TCP has SYNs to defend against")
-	case v.Defence == DefenceCookie && v.Mode == NAT:
-		return errors.New("backends of NAT do not know the address that a cookie is for")
 	}
 	for _, r := range []*Rates{&v.PerSource, &v.Total} {
 		if err := r.validate(); err != nil {

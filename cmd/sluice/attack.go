@@ -78,10 +78,8 @@ func printAttack(ctx context.Context, out io.Writer, client *control.Client, bef
 		if v.Defence.Mode != "off" {
 			state = "calm"
 			switch {
-			case v.Defence.Mode == "cookie":
-				state = "cookies"
 			case v.Defence.Active:
-				state = "challenges"
+				state = v.Defence.Answer + "s"
 			}
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\n", v.Name, v.Defence.Mode, state, rate(v.Defence.SYNs, d.Defence.SYNs),

@@ -209,28 +209,96 @@ func TestSYNCookie(t *testing.T) {
 		}
 	}
 	f.end()
-	proofs, accepted, other := uint64(0), uint64(0), uint64(0)
+	proofs := uint64(0)
 	for _, n := range s.nodes {
 		for _, v := range s.status(n).Traffic.Services {
 			proofs += v.Defence.Proofs
 		}
 	}
-	for _, b := range s.backends {
-		out, err := b.Run(5*time.Second, testenv.Cmd{Path: filepath.Join(bin, "sluice-agent"), Args: []string{"status", "--json", "--state-dir", s.path("agent")}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var st agent.Status
-		if err := json.Unmarshal([]byte(out), &st); err != nil {
-			t.Fatal(err)
-		}
-		accepted += st.Packets.CookieAccepted
-		other += st.Packets.CookieBad + st.Packets.CookieRefused + st.Packets.CookieNoMemory + st.Packets.CookieFailed
-	}
+	accepted, other := s.cookiesAccepted()
 	if proofs < 202 || accepted < 202 || other != 0 {
 		t.Errorf("%d cookies came back to nodes, backends made %d connections of them, and not of %d", proofs, accepted, other)
 	}
 	t.Logf("%d cookies came back, %d connections, %d SYNs of the flood", proofs, accepted, f.n)
+	s.down()
+}
+
+// cookiesAccepted sums up what the agents made of cookies: connections, and segments that were none or refused.
+func (s *system) cookiesAccepted() (accepted, other uint64) {
+	s.t.Helper()
+	for _, b := range s.backends {
+		out, err := b.Run(5*time.Second, testenv.Cmd{Path: filepath.Join(bin, "sluice-agent"), Args: []string{"status", "--json", "--state-dir", s.path("agent")}})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		var st agent.Status
+		if err := json.Unmarshal([]byte(out), &st); err != nil {
+			s.t.Fatal(err)
+		}
+		accepted += st.Packets.CookieAccepted
+		other += st.Packets.CookieBad + st.Packets.CookieRefused + st.Packets.CookieNoMemory + st.Packets.CookieFailed
+	}
+	return accepted, other
+}
+
+// Behind NAT too the backends' kernels make the connections, of cookies that were given in the name of the VIP.
+func TestSYNCookieNAT(t *testing.T) {
+	t.Parallel()
+	s := newSystemWith(t, rigOptions{nodes: 1, backends: 2, queues: 2, cookies: true})
+	s.throughNodes()
+	s.nginx()
+	four, six := s.service(testVIP4, "tcp", "80", "nat", false), s.service(testVIP6, "tcp", "80", "nat", true)
+	four.Options, six.Options = "syn_defence: cookie", "syn_defence: cookie"
+	s.up(four, six)
+	s.curlAll(testVIP4, 50)
+	s.curlAll(testVIP6, 50)
+	requests := uint64(50 * (len(s.net.Sources4) + len(s.net.Sources6)))
+	if accepted, other := s.cookiesAccepted(); accepted < requests || other > requests/20 { // a segment that is sent again after the end is none
+		t.Errorf("%d connections of cookies for %d requests, and %d segments that made none", accepted, requests, other)
+	}
+	s.down()
+}
+
+// auto answers a flood with cookies while every agent says that it takes them, and with challenges when one is gone; whatever it does,
+// every request of a regular client succeeds.
+func TestAutoTakesCookies(t *testing.T) {
+	t.Parallel()
+	s := newSystemWith(t, rigOptions{nodes: 1, backends: 2, queues: 2, cookies: true})
+	s.nginx()
+	s.up(s.webService("syn_defence: auto"))
+	node := s.nodes[0]
+	answers := func(want, cookies string) {
+		t.Helper()
+		err := node.daemon.WaitUntil(15*time.Second, "SYNs are answered with "+want, func() error {
+			v := s.status(node).Traffic.Services[0]
+			if v.Defence.Answer != want || !strings.Contains(v.Cookies, cookies) {
+				return fmt.Errorf("with %s; cookies: %s", v.Defence.Answer, v.Cookies)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers("cookie", "ready")
+	f := s.flood(netip.Addr{}, netip.AddrPortFrom(testVIP4, 80), floodTCP(0x02), 5_000)
+	if err := node.daemon.WaitOutput(5*time.Second, "flood of SYNs"); err != nil {
+		t.Fatal(err)
+	}
+	s.curlAll(testVIP4, 50)
+	// The first of each source at the least: then its address is proved, and its SYNs go to the backends.
+	if accepted, other := s.cookiesAccepted(); accepted < uint64(len(s.net.Sources4)) || other != 0 {
+		t.Errorf("%d connections of cookies, and %d segments that made none", accepted, other)
+	}
+	if err := s.backends[0].agent.Kill(); err != nil { // its programs stay, and go on accepting what was given out
+		t.Fatal(err)
+	}
+	answers("challenge", s.backends[0].name)
+	s.curlAll(testVIP4, 50)
+	f.end()
+	if out := s.sluice(node, "status"); !strings.Contains(out, "nothing listens") {
+		t.Errorf("sluice status does not say why there are no cookies:\n%s", out)
+	}
 	s.down()
 }
 

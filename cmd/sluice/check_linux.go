@@ -3,11 +3,13 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/vishvananda/netlink"
@@ -15,7 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/internal/control"
 )
+
+// agentsTimeout is how long sluice check waits for the answers of agents.
+const agentsTimeout = 3 * time.Second
 
 func checkCommand() *cobra.Command {
 	return &cobra.Command{
@@ -24,7 +30,8 @@ func checkCommand() *cobra.Command {
 		Long: `Check a configuration file. The exit status is 0 if it is good, else 1.
 
 On a machine that has the file's interfaces, addresses and MTUs are checked too: a node cannot be its own backend, and
-outer headers need room on the way to the backends. Elsewhere, a warning says what was not checked.`,
+outer headers need room on the way to the backends. Elsewhere, a warning says what was not checked. Agents of services with
+syn_defence: cookie are asked whether they accept cookies, for three seconds at the most; what is wrong is a warning.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			cfg, warnings, err := loadHere(args[0])
@@ -33,6 +40,11 @@ outer headers need room on the way to the backends. Elsewhere, a warning says wh
 			}
 			if err != nil {
 				return err
+			}
+			ctx, cancel := context.WithTimeout(c.Context(), agentsTimeout)
+			defer cancel()
+			for _, problem := range control.AskAgents(ctx, cfg) {
+				fmt.Fprintln(c.ErrOrStderr(), "warning:", problem)
 			}
 			backends := 0
 			for i := range cfg.Services {

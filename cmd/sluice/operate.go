@@ -156,6 +156,9 @@ func printStatus(out io.Writer, s control.Status) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", b.Name, b.Address, weight, takes, health, b.Hop, b.Forwarded.Packets, b.Forwarded.Bytes, b.NewFlows, b.Flows, idle)
 		}
 		printDropped(w, v.Dropped)
+		if v.Cookies != "" {
+			fmt.Fprintf(w, "SYN cookies: %s\n", v.Cookies)
+		}
 	}
 
 	t := s.Traffic.Table

@@ -31,7 +31,7 @@ type rig struct {
 	// interfaces is the configuration's list of interfaces, in YAML flow style; empty: eth0.
 	interfaces string
 	clampMSS   string // the agents' --clamp-mss; empty: auto
-	cookies    bool   // the agents have the nodes' seed
+	cookies    bool   // the agents have the nodes' seed, and know port 80 of each VIP behind NAT
 }
 
 // rigNode is one Sluice node.
@@ -119,6 +119,13 @@ func (r *rig) startBackend(host *testenv.Host) error {
 	}
 	if r.cookies {
 		args = append(args, "--cookie-seed", r.path("group.key"))
+		for _, vip := range r.vips {
+			local := host.IPv4
+			if vip.Is6() {
+				local = host.IPv6
+			}
+			args = append(args, "--nat", fmt.Sprintf("%v=%v", netip.AddrPortFrom(vip, 80), netip.AddrPortFrom(local, 80)))
+		}
 	}
 	var err error
 	if b.agent, err = host.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-agent"), Args: args}); err != nil {

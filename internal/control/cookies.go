@@ -1,12 +1,14 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/sluice-lb/sluice/forwarder"
@@ -34,7 +36,7 @@ type CookieState struct {
 }
 
 // CookieProblem says why the agent of a backend cannot make connections of the cookies of a service; nil: it can. key is
-// guard.CookieKeyID of the node's secret.
+// guard.CookieKeyID of the node's secret, or empty where it is not known.
 func CookieProblem(s *config.Service, b *config.Backend, key string, r *AgentReport) error {
 	c := r.Answer.Cookies
 	switch {
@@ -44,7 +46,7 @@ func CookieProblem(s *config.Service, b *config.Backend, key string, r *AgentRep
 		return errors.New("its agent accepts no SYN cookies: it runs without --cookie-seed, or the host refuses them")
 	case c.Version != guard.CookieVersion:
 		return fmt.Errorf("its agent takes cookies of version %d, this node makes version %d: one of the two is to be upgraded", c.Version, guard.CookieVersion)
-	case c.Key != key:
+	case c.Key != key && key != "":
 		return fmt.Errorf("its agent has another seed (key %s, here %s): give it a copy of group.seed_file", c.Key, key)
 	case s.VIP.Is4() && !c.IPv4, s.VIP.Is6() && !c.IPv6:
 		return fmt.Errorf("its agent takes no cookies of the IP version of %v", s.VIP)
@@ -85,6 +87,57 @@ func AgentsOf(services []config.Service) []string {
 		}
 	}
 	return slices.Sorted(maps.Keys(agents))
+}
+
+// AskAgents asks the agents of all services with syn_defence: cookie, and returns what keeps them from making connections, a sentence
+// for each backend. It is for who checks a configuration; a running node learns it from the health daemon.
+func AskAgents(ctx context.Context, cfg *config.Config) (problems []string) {
+	key := ""
+	if !cfg.Group.Seed.IsZero() {
+		if secret, err := guard.CookieSecret(cfg.Group.Seed[:]); err == nil {
+			key = guard.CookieKeyID(secret)
+		}
+	}
+	var cookie []config.Service
+	for _, s := range cfg.Services {
+		if s.SYNDefence == config.SYNCookie {
+			cookie = append(cookie, s)
+		}
+	}
+	var mu sync.Mutex
+	known := map[string]*AgentReport{}
+	var asking sync.WaitGroup
+	few := make(chan struct{}, 64) // at a time: each takes a descriptor
+	for _, agent := range AgentsOf(cookie) {
+		few <- struct{}{}
+		asking.Go(func() {
+			defer func() { <-few }()
+			r := &AgentReport{Agent: agent}
+			began := time.Now()
+			var err error
+			if r.Answer, err = capability.Ask(ctx, netip.MustParseAddrPort(agent)); err != nil {
+				r.Error = err.Error()
+			}
+			r.SkewMS = r.Answer.Skew(began.Add(time.Since(began) / 2)).Milliseconds()
+			mu.Lock()
+			defer mu.Unlock()
+			known[agent] = r
+		})
+	}
+	asking.Wait()
+	for i := range cookie {
+		for j := range cookie[i].Backends {
+			s, b := &cookie[i], &cookie[i].Backends[j]
+			r := known[netip.AddrPortFrom(b.Address, s.AgentPort).String()]
+			if r == nil {
+				continue // agent_port is 0
+			}
+			if err := CookieProblem(s, b, key, r); err != nil {
+				problems = append(problems, fmt.Sprintf("service %s, syn_defence: cookie, backend %s: %v", s.Name, b.Name, printable(err.Error())))
+			}
+		}
+	}
+	return problems
 }
 
 // cookieState is what the agents that are known make of a service. admits is what its backends take, by name.
@@ -153,7 +206,7 @@ func (b *Book) Cookies() map[string]CookieState {
 		case s.SYNDefence == config.SYNCookie:
 			b.log.Warn("SYN cookies are used, and connections to a backend without them are reset", "service", s.Name, "problem", state.Problem)
 		default:
-			b.log.Info("a flood of SYNs would be answered with challenges", "service", s.Name, "why_not_cookies", state.Problem)
+			b.log.Info("without SYN cookies, SYNs of a flood would be challenged", "service", s.Name, "why_not_cookies", state.Problem)
 		}
 	}
 	b.cookies = now

@@ -85,6 +85,8 @@ func Ask(ctx context.Context, to netip.AddrPort) (Answer, error) {
 		return Answer{}, fmt.Errorf("nothing listens on %v: sluice-agent does not run there, or without --cookie-seed", to)
 	case errors.Is(err, context.DeadlineExceeded):
 		return Answer{}, fmt.Errorf("no answer from %v: no agent there, or a firewall", to)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		return Answer{}, fmt.Errorf("the agent at %v closes the connection: this host is not among its --source, or too many ask", to)
 	case err != nil:
 		return Answer{}, fmt.Errorf("ask the agent: %w", err)
 	}

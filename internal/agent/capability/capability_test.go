@@ -49,6 +49,7 @@ func TestAskErrors(t *testing.T) {
 		{"too long", "is no agent", serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = w.Write([]byte(`{"version":"` + strings.Repeat("x", maxAnswer) + `"}`))
 		}))},
+		{"a closed connection", "--source", serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))},
 		{"silence", "no answer", serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hang }))},
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
