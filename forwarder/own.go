@@ -15,6 +15,9 @@ func (w *Worker) refuse(i int, r packet.Reason, mtu int, now int64) {
 	}
 	nobody := r == packet.NoBackend || r == packet.BackendDown
 	reset := nobody && m.Proto == packet.ProtoTCP
+	if !reset && !packet.Quotable(m) {
+		return
+	}
 	limit := &w.errors
 	if reset {
 		limit = &w.resets

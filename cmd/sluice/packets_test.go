@@ -304,7 +304,7 @@ func isTimeout(err error) bool {
 	return errors.As(err, &n) && n.Timeout()
 }
 
-// knock connects, sends a byte and waits for an answer.
+// knock connects, sends enough to be answered by ICMP, and waits for an answer.
 func (s *system) knock(network string, to netip.AddrPort, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
@@ -314,7 +314,7 @@ func (s *system) knock(network string, to netip.AddrPort, limit time.Duration) e
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(limit))
-	if _, err := conn.Write([]byte{1}); err != nil {
+	if _, err := conn.Write(make([]byte, 64)); err != nil {
 		return err
 	}
 	_, err = conn.Read(make([]byte, 1))

@@ -30,13 +30,27 @@ func Answerable(frame []byte, m *Meta) bool {
 	return m.Flags&(ICMPError|RST|Later) == 0 && frame[0]&1 == 0
 }
 
+// Quotable says whether an ICMP error about a packet can quote what its receiver needs, the IP header and eight bytes, without being
+// longer than the packet: whoever sends in another's name gets nothing amplified.
+func Quotable(m *Meta) bool {
+	return int(m.End-m.L3) >= errorHeaders(m)+int(m.L4-m.L3)+8
+}
+
+// errorHeaders is what an ICMP error has before what it quotes, in bytes.
+func errorHeaders(m *Meta) int {
+	if m.Flags&V6 != 0 {
+		return ipv6Len + icmpLen
+	}
+	return ipv4Len + icmpLen
+}
+
 // PacketTooBig makes of a packet the ICMP error that says so: "fragmentation needed" (RFC 1191) or "packet too big" (RFC
 // 4443). mtu is what the error tells, the length of the longest IP packet that would have gone on; the least that the IP
 // version knows of, 68 or 1280, is told instead of less.
 //
-// mem[start:] begins with the frame that m was parsed from, with 48 bytes before it; Answerable has allowed the answer. The
-// new frame begins at newStart and is newLen bytes long. It quotes as much of the packet as may be (RFC 1812, RFC 4443), at
-// most 1,232 bytes.
+// mem[start:] begins with the frame that m was parsed from, with 48 bytes before it; Answerable and Quotable have allowed the answer.
+// The new frame begins at newStart and is newLen bytes long, never longer than that of the packet. It quotes as much of the packet as
+// may be (RFC 1812, RFC 4443), at most 1,232 bytes.
 func PacketTooBig(mem []byte, start int, m *Meta, mtu int) (newStart, newLen int) {
 	if m.Flags&V6 != 0 {
 		return icmpError(mem, start, m, icmp6TooBig, 0, uint32(max(mtu, minMTU6)))
@@ -63,7 +77,7 @@ func Unreachable(mem []byte, start int, m *Meta) (newStart, newLen int) {
 // icmpError puts an ICMP error before the packet that it is about, which stays where it is. word is the second one of the
 // ICMP header.
 func icmpError(mem []byte, start int, m *Meta, kind, code uint8, word uint32) (newStart, newLen int) {
-	l3, quote := start+int(m.L3), int(m.End-m.L3)
+	l3, quote := start+int(m.L3), int(m.End-m.L3)-errorHeaders(m)
 	headers, proto, class := ipv4Len, uint8(ProtoICMP), uint8(internetControl)
 	if m.Flags&V6 != 0 {
 		headers, proto, class = ipv6Len, ProtoICMPv6, 0

@@ -74,13 +74,17 @@ func TestICMPAnswers(t *testing.T) {
 	for i, f := range icmpFamilies {
 		extend := []func([]byte) []byte{withOptions, withExtensions}[i]
 		most := []int{576, 1280}[i] - f.header - icmpLen
-		for _, n := range []int{0, 1, 501, 1400, 1460, 3000} {
+		for _, n := range []int{0, 28, 48, 101, 501, 1400, 1460, 3000} {
 			ip := network(f.client, f.vip, layers.IPProtocolUDP)
 			l := &layers.UDP{SrcPort: 40000, DstPort: 53}
 			_ = l.SetNetworkLayerForChecksum(ip)
 			plain := build(t, ip, l, gopacket.Payload(bytes.Repeat([]byte{0xee, 0x11, 0x77}, n)[:n]))
 			for _, packet := range [][]byte{plain, extend(plain)} {
-				quote := packet[:min(len(packet), most)]
+				less := f.header + icmpLen
+				if len(packet) < 2*less { // with an IP header and a UDP header: too short
+					continue
+				}
+				quote := packet[:min(len(packet)-less, most)]
 				for _, k := range kinds[i] {
 					for _, tag := range []bool{false, true} {
 						frame := append(build(t, ethernet(f.vip.Is4()))[:ethLen], packet...)
@@ -95,6 +99,23 @@ func TestICMPAnswers(t *testing.T) {
 						}
 					}
 				}
+			}
+		}
+	}
+}
+
+// About a packet that is too short for it, there is no ICMP error.
+func TestQuotable(t *testing.T) {
+	for i, f := range icmpFamilies {
+		least := []int{28, 48}[i]
+		for n := range 60 {
+			ip := network(f.client, f.vip, layers.IPProtocolUDP)
+			l := &layers.UDP{SrcPort: 40000, DstPort: 53}
+			_ = l.SetNetworkLayerForChecksum(ip)
+			frame := append(build(t, ethernet(f.vip.Is4()))[:ethLen], build(t, ip, l, gopacket.Payload(make([]byte, n)))...)
+			var m Meta
+			if Parse(frame, &Key{}, &m); m.Reason != None || Quotable(&m) != (n >= least) {
+				t.Errorf("%d bytes to %v: quotable %v, %v", n, f.vip, Quotable(&m), m.Reason)
 			}
 		}
 	}

@@ -307,11 +307,13 @@ func TestRewritingDoesNotAllocate(t *testing.T) {
 		frame := fromHex(t, text)
 		m := parse(frame)
 		e := NewNAT(nextMAC, ownMAC, m.Dst.Netip(), 8080, 1400)
+		long := m
+		long.End += 100
 		for name, f := range map[string]func(){
 			"Apply":        func() { e.Apply(mem, 96, &m) },
 			"Untranslate":  func() { Untranslate(mem, 96, &m, &macs, m.Dst, 80, 1400) },
 			"Reset":        func() { Reset(mem, 96, &m) },
-			"PacketTooBig": func() { PacketTooBig(mem, 96, &m, 1400) },
+			"PacketTooBig": func() { PacketTooBig(mem, 96, &long, 1400) },
 			"Split":        func() { m.Flags &^= V6; Split(mem[96:], &m, 1400, 0, out) },
 		} {
 			copy(mem[96:], frame)
