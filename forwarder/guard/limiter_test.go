@@ -414,10 +414,11 @@ func TestWorkersShareALimit(t *testing.T) {
 	const workers, each = 4, 50_000
 	for _, c := range []struct {
 		perSecond   uint64
+		step        int64 // ns
 		least, most int64
 	}{
-		{1000, 2090, 2110 + 101}, // 2 s will pass. Two workers may both begin a word, once.
-		{20_000, 40_000, 44_000},
+		{1000, 10_000, 2090, 2110 + 101}, // 2 s will pass. Two workers may both begin a word, once.
+		{200_000, 1_000, 55_000, 65_000}, // 200 ms
 	} {
 		r := NewRate(c.perSecond, 100*time.Millisecond)
 		l := newLimiter(t, 16)
@@ -428,7 +429,7 @@ func TestWorkersShareALimit(t *testing.T) {
 			group.Go(func() {
 				lots := new(Lots)
 				for range each {
-					if admitSome(l, lots, 0, 42, 0, r, clock.Add(10_000)).OK {
+					if admitSome(l, lots, 0, 42, 0, r, clock.Add(c.step)).OK {
 						admitted.Add(1)
 					}
 				}
