@@ -59,11 +59,11 @@ func (c *Challenge) Proves(seq uint32, src, dst [2]uint64, sport, dport uint16, 
 // each; source port, destination port, epoch.
 func (c *Challenge) mac(src, dst [2]uint64, sport, dport uint16, epoch uint32) uint32 {
 	rest := uint64(sport) | uint64(dport)<<16 | uint64(epoch)<<32
-	if is4(src) && is4(dst) {
+	if is4(src[0], src[1]) && is4(dst[0], dst[1]) {
 		return uint32(sip2(&c.key4, src[1]&0xffffffff|dst[1]<<32, rest))
 	}
 	return uint32(sip5(&c.key6, &[5]uint64{src[0], src[1], dst[0], dst[1], rest}))
 }
 
 // is4 says whether an address is an IPv4 one, ::ffff:a.b.c.d.
-func is4(a [2]uint64) bool { return a[0] == 0 && a[1]>>32 == 0xffff }
+func is4(hi, lo uint64) bool { return hi == 0 && lo>>32 == 0xffff }
