@@ -116,7 +116,6 @@ func (w *Worker) answerSYN(i uint8, s *service, source packet.Addr, now int64) {
 	if int(i) >= w.received || !packet.Answerable(frame, m) {
 		return
 	}
-	src, dst := [2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}
 	isn := packet.SYNSeq(frame, m)
 	var start, length int
 	if s.defence == DefenceCookie {
@@ -125,10 +124,12 @@ func (w *Worker) answerSYN(i uint8, s *service, source packet.Addr, now int64) {
 		if m.Flags&packet.V6 != 0 {
 			index = guard.MSSIndex6(min(o.MSS, s.mss))
 		}
-		cookie := e.cookies.Number(src, dst, m.SrcPort, m.DstPort, isn, guard.CookieEpoch(w.wallSeconds(now)), index, o.Byte())
+		cookie := e.cookies.Number([2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}, m.SrcPort, m.DstPort, isn,
+			guard.CookieEpoch(w.wallSeconds(now)), index, o.Byte())
 		start, length = packet.SYNCookie(w.io.Memory, int(d.Addr), m, o, cookie, s.mss, uint32(now/int64(time.Millisecond)))
 	} else {
-		number := e.challenge.Number(src, dst, m.SrcPort, m.DstPort, isn, guard.Epoch(w.wallSeconds(now)))
+		number := e.challenge.Number([2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}, m.SrcPort, m.DstPort, isn,
+			guard.Epoch(w.wallSeconds(now)))
 		start, length = packet.SYNChallenge(w.io.Memory, int(d.Addr), m, ^isn, number)
 	}
 	if d.Options != 0 {
