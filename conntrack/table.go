@@ -145,6 +145,15 @@ func (t *Table) find(base, fp uint64) (int, Word) {
 	if v := atomic.LoadUint64(&line[p]); matches(v, fp) {
 		return int(base + p), Word(v)
 	}
+	// Written out, since of an unknown flow all of it is looked at, twice. An empty word passes for one of fingerprint 0.
+	switch fp {
+	case atomic.LoadUint64(&line[0]) >> 32, atomic.LoadUint64(&line[1]) >> 32,
+		atomic.LoadUint64(&line[2]) >> 32, atomic.LoadUint64(&line[3]) >> 32,
+		atomic.LoadUint64(&line[4]) >> 32, atomic.LoadUint64(&line[5]) >> 32,
+		atomic.LoadUint64(&line[6]) >> 32, atomic.LoadUint64(&line[7]) >> 32:
+	default:
+		return 0, 0
+	}
 	for i := range line {
 		if v := atomic.LoadUint64(&line[i]); matches(v, fp) {
 			return int(base) + i, Word(v)

@@ -53,28 +53,29 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 	m, e, number := &w.metas[i], w.engine, w.services[i]
 	flooded, offer := e.flooded[number].Load(), e.offers[number].Load()
 	cookies := s.defence == DefenceCookie || s.defence == DefenceAuto && flooded && offer&offerReady != 0
-	src, dst := [2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}
 	switch {
 	case m.Flags&(packet.ICMPError|placed) != 0:
 		return regular
 	case m.Flags&packet.SYN != 0:
 		cell := w.count.service(number)
 		cell.syns++
-		w.tops[TopSYNs].Add(guard.Source(source.Hi, source.Lo))
+		if cell.syns%synSample == 0 {
+			w.tops[TopSYNs].Add(guard.Source(source.Hi, source.Lo))
+		}
 		if s.defence == DefenceAuto && !flooded || s.defence != DefenceCookie && e.proved.Has(e.proved.Hash(source.Hi, source.Lo), now) {
 			return regular
 		}
 		cell.challenged++
-		w.answerSYN(i, s, cookies, offer, src, dst, now)
+		w.answerSYN(i, s, cookies, offer, source, now)
 		return ended
 	case m.Flags&packet.RST != 0:
-		if s.defence == DefenceCookie || !e.challenge.Proves(packet.RSTSeq(w.frame(&w.descs[i]), m), src, dst, m.SrcPort, m.DstPort, w.wallSeconds(now)) {
+		if s.defence == DefenceCookie || !w.bringsChallenge(i, source, now) {
 			return regular
 		}
 		w.prove(number, source, now)
 		m.Reason = packet.ChallengeAnswer
 		return ended
-	case cookies && w.bringsCookie(i, src, dst, now):
+	case cookies && w.bringsCookie(i, source, now):
 		w.prove(number, source, now)
 		return proved
 	case !flooded || s.noTable: // there is nothing to defend
@@ -119,7 +120,7 @@ func (w *Worker) prove(number uint32, source packet.Addr, now int64) {
 }
 
 // answerSYN makes packet i, a SYN, the challenge or the SYN-ACK with a cookie that answers it.
-func (w *Worker) answerSYN(i uint8, s *service, cookies bool, offer uint32, src, dst [2]uint64, now int64) {
+func (w *Worker) answerSYN(i uint8, s *service, cookies bool, offer uint32, source packet.Addr, now int64) {
 	m, d, e := &w.metas[i], &w.descs[i], w.engine
 	m.Reason = packet.Challenged
 	frame := w.frame(d)
@@ -134,10 +135,12 @@ func (w *Worker) answerSYN(i uint8, s *service, cookies bool, offer uint32, src,
 		if m.Flags&packet.V6 != 0 {
 			index = guard.MSSIndex6(min(o.MSS, s.mss))
 		}
-		cookie := e.cookies.Number(src, dst, m.SrcPort, m.DstPort, isn, guard.CookieEpoch(w.wallSeconds(now)), index, o.Byte())
+		cookie := e.cookies.Number([2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}, m.SrcPort, m.DstPort, isn,
+			guard.CookieEpoch(w.wallSeconds(now)), index, o.Byte())
 		start, length = packet.SYNCookie(w.io.Memory, int(d.Addr), m, o, cookie, s.mss, uint32(now/int64(time.Millisecond)))
 	} else {
-		number := e.challenge.Number(src, dst, m.SrcPort, m.DstPort, isn, guard.Epoch(w.wallSeconds(now)))
+		number := e.challenge.Number([2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}, m.SrcPort, m.DstPort, isn,
+			guard.Epoch(w.wallSeconds(now)))
 		start, length = packet.SYNChallenge(w.io.Memory, int(d.Addr), m, ^isn, number)
 	}
 	if d.Options != 0 {
@@ -149,9 +152,17 @@ func (w *Worker) answerSYN(i uint8, s *service, cookies bool, offer uint32, src,
 	w.depart(w.fromQueue, int(i), start, length)
 }
 
-// bringsCookie says whether packet i acknowledges a cookie of its connection.
-func (w *Worker) bringsCookie(i uint8, src, dst [2]uint64, now int64) bool {
+// bringsChallenge says whether packet i, a reset, brings the number of a challenge back.
+func (w *Worker) bringsChallenge(i uint8, source packet.Addr, now int64) bool {
 	m := &w.metas[i]
+	src, dst := [2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}
+	return w.engine.challenge.Proves(packet.RSTSeq(w.frame(&w.descs[i]), m), src, dst, m.SrcPort, m.DstPort, w.wallSeconds(now))
+}
+
+// bringsCookie says whether packet i acknowledges a cookie of its connection.
+func (w *Worker) bringsCookie(i uint8, source packet.Addr, now int64) bool {
+	m := &w.metas[i]
+	src, dst := [2]uint64{source.Hi, source.Lo}, [2]uint64{m.Dst.Hi, m.Dst.Lo}
 	frame := w.frame(&w.descs[i])
 	if !packet.CarriesACK(frame, m) {
 		return false

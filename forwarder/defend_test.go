@@ -340,3 +340,35 @@ func TestDetectWithWordsForSYNs(t *testing.T) {
 func seqOf(t *testing.T, i int) uint32 {
 	return binary.BigEndian.Uint32(client(i, "S").frame(t)[14+20+4:])
 }
+
+// Of SYNs a sample is counted, each for as many as it stands for, so that counts and shares are those of all.
+func TestTopSYNs(t *testing.T) {
+	r := newTestRig(t, 4000)
+	s := web(L2, 3)
+	s.Defence = DefenceCookie
+	r.apply(s)
+	const others, each = 400, 3 // of three SYNs one is of another source
+	for i := range others {
+		r.pass(client(1, "S").frame(t), client(1, "S").frame(t), client(i<<16, "S").frame(t))
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		top, total := r.engine.TopSources(TopSYNs)
+		if total != others*each || len(top) < others/10 || packet.FromNetip(client(1, "").src) != (packet.Addr{Hi: top[0].Hi, Lo: top[0].Lo}) {
+			t.Errorf("%d SYNs of %d sources, the first %+v", total, len(top), top)
+			return
+		}
+		if n := top[0].N - top[0].Error; n < 2*others-8 || n > 2*others+8 {
+			t.Errorf("%d SYNs of the heavy source, want %d", n, 2*others)
+		}
+	}()
+	for {
+		select {
+		case <-done:
+			return
+		default:
+			r.worker.turn()
+		}
+	}
+}

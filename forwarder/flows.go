@@ -177,6 +177,8 @@ const (
 	topHalving = time.Minute
 	// TopWindow is about how far back TopSources looks: what came in it makes up three quarters of a steady count.
 	TopWindow = 2 * topHalving
+	// synSample is of how many SYNs to a service one is counted for TopSYNs.
+	synSample = 8
 )
 
 // FlowLine is the line of the flow table in which the word of a flow is looked for first.
@@ -187,7 +189,7 @@ type Top uint8
 
 const (
 	TopFlows    Top = iota // flows that got a word
-	TopSYNs                // SYNs of flows without a usable word, to services with a defence
+	TopSYNs                // SYNs of flows without a usable word, to services with a defence: one in synSample, for as many
 	TopPackets             // packets, of which one in each batch is counted
 	TopPrefixes            // the same by prefix: 16 bits of IPv4 addresses, 32 of IPv6
 	NumTops
@@ -224,5 +226,13 @@ func (e *Engine) TopSources(by Top) (sources []guard.Count, total uint64) {
 	for _, n := range totals {
 		total += n
 	}
-	return guard.Merge(lists...), total
+	sources = guard.Merge(lists...)
+	if by == TopSYNs {
+		total *= synSample
+		for i := range sources {
+			sources[i].N *= synSample
+			sources[i].Error *= synSample
+		}
+	}
+	return sources, total
 }

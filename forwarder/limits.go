@@ -3,6 +3,7 @@ package forwarder
 import (
 	"cmp"
 	"fmt"
+	"math/bits"
 	"time"
 
 	"github.com/sluice-lb/sluice/forwarder/guard"
@@ -66,6 +67,7 @@ func (r *Rates) validate() error {
 // limits is what a snapshot knows of limits.
 type limits struct {
 	on           bool            // a packet has to be looked at
+	syns         bool            // a SYN has to be, for itself
 	flows        bool            // a new flow has to be
 	shared       [numLimits]bool // a service, or the node, has a limit of this kind
 	mask4, mask6 packet.Addr
@@ -118,6 +120,7 @@ func (e *Engine) newLimits(snap *Snapshot) {
 	}
 	for i, s := range sets {
 		l.on = l.on || s.on
+		l.syns = l.syns || s.rates[limitSYNs] != guard.Rate{}
 		l.flows = l.flows || s.rates[limitFlows] != guard.Rate{}
 		for kind := range s.rates {
 			l.shared[kind] = l.shared[kind] || i > 0 && s.rates[kind] != guard.Rate{} // the first is that of sources
@@ -127,28 +130,17 @@ func (e *Engine) newLimits(snap *Snapshot) {
 
 // admit is the stage that holds what is over a limit, before any flow is looked up: what is refused here has cost little.
 func (w *Worker) admit(snap *Snapshot, n int, now int64) {
-	l, limiter := &snap.limits, w.engine.limiter
-	perPacket := l.source.rates[limitPackets]
-	if perPacket != (guard.Rate{}) {
-		for i := range w.metas[:n] {
-			if m := &w.metas[i]; m.Reason == packet.None && m.Flags&(packet.Echo|reply) == 0 {
-				source := l.sourceOf(packet.Source(w.frame(&w.descs[i]), m), m.Flags&packet.V6 != 0)
-				w.sources[i] = limiter.Hash(source.Hi, source.Lo, limitPackets)
-			}
-		}
-		limiter.Prefetch(w.sources[:n])
+	l := &snap.limits
+	if l.source.rates[limitPackets] != (guard.Rate{}) {
+		w.admitSources(l, n, now)
+	}
+	if !l.shared[limitPackets] && !l.syns {
+		return
 	}
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
 		if m.Reason != packet.None || m.Flags&(packet.Echo|reply) != 0 {
 			continue
-		}
-		if perPacket != (guard.Rate{}) {
-			if v := limiter.AdmitSome(w.sources[i], perPacket, now, &w.lots); !v.OK {
-				if m.Reason = w.overSource(l, i, v.Far); m.Reason != packet.None {
-					continue
-				}
-			}
 		}
 		if l.shared[limitPackets] {
 			if m.Reason = w.withinShared(snap, i, limitPackets, now); m.Reason != packet.None {
@@ -157,6 +149,35 @@ func (w *Worker) admit(snap *Snapshot, n int, now int64) {
 		}
 		if m.Flags&packet.SYN != 0 {
 			m.Reason = w.within(snap, i, limitSYNs, now)
+		}
+	}
+}
+
+// admitSources is admit for the node's limit of packets of each source. While nobody is over it, only packets that are drawn are
+// looked at at all; else the source of each, and the limiter's word of those that were refused lately.
+func (w *Worker) admitSources(l *limits, n int, now int64) {
+	rate, limiter := l.source.rates[limitPackets], w.engine.limiter
+	drawn, look := w.lots.Draw(n, rate, now)
+	asked := 0
+	for ; look != 0; look &= look - 1 {
+		i := bits.TrailingZeros64(look)
+		m := &w.metas[i]
+		if m.Reason != packet.None || m.Flags&(packet.Echo|reply) != 0 {
+			continue
+		}
+		source := l.sourceOf(packet.Source(w.frame(&w.descs[i]), m), m.Flags&packet.V6 != 0)
+		half := limiter.Half(source.Hi, source.Lo)
+		if drawn>>i&1 == 0 && !w.lots.Refused(half) {
+			continue
+		}
+		w.halves[asked], w.sources[asked], w.asked[asked] = half, limiter.Whole(half, limitPackets), uint8(i)
+		asked++
+	}
+	limiter.Prefetch(w.sources[:asked])
+	for k, i := range w.asked[:asked] {
+		if v := limiter.AdmitSome(w.sources[k], rate, now, drawn>>i&1 != 0); !v.OK {
+			w.lots.Refuse(w.halves[k])
+			w.metas[i].Reason = w.overSource(l, int(i), v.Far)
 		}
 	}
 }

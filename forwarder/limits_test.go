@@ -76,6 +76,27 @@ func TestSourceLimit(t *testing.T) {
 	}
 }
 
+// Of a high limit only some packets are counted: a source far above it gets what it allows, one within it all that it sends.
+func TestSourceLimitByLot(t *testing.T) {
+	const perSecond, seconds = 2000, 6
+	r := newTestRig(t, 4000)
+	r.applyLimits(Limits{PerSource: Rates{Packets: perSecond, Burst: time.Second}}, web(L2, 2))
+	admitted := 0
+	for range seconds * 100 {
+		admitted += r.burstOf(perSecond/100*5, client(1, "A"))
+		if got := r.burstOf(perSecond/100*9/10, client(1<<20, "A")); got != perSecond/100*9/10 {
+			t.Fatalf("%d packets of a source within its limit went on, want %d", got, perSecond/100*9/10)
+		}
+		r.advance(10 * time.Millisecond)
+	}
+	if want := perSecond * (seconds + 1); admitted < want*95/100 || admitted > want*105/100 {
+		t.Errorf("%d packets of a source far above its limit went on, want %d", admitted, want)
+	}
+	if got := r.reason(packet.SourceLimit); got != uint64(perSecond*5*seconds-admitted) {
+		t.Errorf("%d packets under source_limit, %d went on", got, admitted)
+	}
+}
+
 // A source is a prefix.
 func TestSourcePrefix(t *testing.T) {
 	r := newTestRig(t, 4000)

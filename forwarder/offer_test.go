@@ -77,17 +77,17 @@ func TestAutoAnswersWithWhatBackendsCan(t *testing.T) {
 
 // A SYN-ACK agrees to nothing that a backend does not.
 func TestLimitOptions(t *testing.T) {
-	all := packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: 9, SACK: true, ECN: true, Timestamps: true}
+	all := packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: 9, SYNFlags: packet.SYNFlags{SACK: true, ECN: true, Timestamps: true}}
 	for _, c := range []struct {
 		offer CookieOffer
 		want  packet.SYNOptions
 	}{
 		{CookieOffer{}, all},
 		{CookieOffer{Ready: true}, all},
-		{CookieOffer{NoWindowScale: true}, packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: packet.NoWScale, SACK: true, ECN: true, Timestamps: true}},
-		{CookieOffer{NoSACK: true}, packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: 9, ECN: true, Timestamps: true}},
-		{CookieOffer{NoTimestamps: true}, packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: 9, SACK: true, ECN: true}},
-		{CookieOffer{NoECN: true}, packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: 9, SACK: true, Timestamps: true}},
+		{CookieOffer{NoWindowScale: true}, packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: packet.NoWScale, SYNFlags: packet.SYNFlags{SACK: true, ECN: true, Timestamps: true}}},
+		{CookieOffer{NoSACK: true}, packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: 9, SYNFlags: packet.SYNFlags{ECN: true, Timestamps: true}}},
+		{CookieOffer{NoTimestamps: true}, packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: 9, SYNFlags: packet.SYNFlags{SACK: true, ECN: true}}},
+		{CookieOffer{NoECN: true}, packet.SYNOptions{TSVal: 5, MSS: 1460, WScale: 9, SYNFlags: packet.SYNFlags{SACK: true, Timestamps: true}}},
 	} {
 		if got := limitOptions(all, c.offer.word()); got != c.want {
 			t.Errorf("%+v: %+v, want %+v", c.offer, got, c.want)

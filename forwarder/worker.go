@@ -85,7 +85,7 @@ type Worker struct {
 	echoes, errors, resets, resolves pace
 
 	sampled uint32 // batches of which a packet was looked at for TopPackets
-	lots    uint64 // see guard.Limiter.AdmitSome
+	lots    guard.Lots
 	// wall is the time of day, seconds, as read in the batch of the time wallAt.
 	wall, wallAt int64
 
@@ -106,12 +106,14 @@ type batch struct {
 	// target does not take the packet: it is to be replaced.
 	words   [batchSize + maxCopies]conntrack.Word
 	indices [batchSize + maxCopies]int
-	// sources are hashes of sources and their limit of packets, when there are limits.
-	sources [batchSize + maxCopies]uint64
-	misses  [batchSize + maxCopies]uint8 // indices of packets to decide
-	missed  int
-	leaving []departures // by queue
-	dropped [batchSize + maxCopies]xsk.Desc
+	// asked are the indices of the packets that the limiter is asked about, sources the hashes of their sources under the limit of
+	// packets, in the same order, and halves what these are made of.
+	asked           [batchSize]uint8
+	sources, halves [batchSize]uint64
+	misses          [batchSize + maxCopies]uint8 // indices of packets to decide
+	missed          int
+	leaving         []departures // by queue
+	dropped         [batchSize + maxCopies]xsk.Desc
 	// tails are the further frames of packets that came in several, those of packet i in chains[i].
 	tails  [batchSize]xsk.Desc
 	chains [batchSize]chain

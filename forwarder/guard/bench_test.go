@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"math/bits"
 	"testing"
 	"time"
 )
@@ -28,7 +29,8 @@ func runBatches(b *testing.B, sources uint64, f func(numbers *[batch]uint64, now
 	}
 }
 
-// One limit for each packet: hash, prefetch, Admit. The sources stay within it, or each is ten times over it.
+// One limit for each packet, as the worker keeps it: lots, hash, prefetch, AdmitSome. The sources stay within it, or each is ten
+// times over it.
 func BenchmarkLimiter(b *testing.B) {
 	for _, c := range []struct {
 		name    string
@@ -43,15 +45,25 @@ func BenchmarkLimiter(b *testing.B) {
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			l := newLimiter(b, 1<<21)
-			var hashes [batch]uint64
-			refused, lots := uint64(0), uint64(0)
+			var hashes, halves [batch]uint64
+			var asked [batch]uint8
+			refused, lots := uint64(0), new(Lots)
 			runBatches(b, c.sources, func(numbers *[batch]uint64, now int64) {
-				for i, n := range numbers {
-					hashes[i] = l.Hash(0, n, 1)
+				drawn, look := lots.Draw(batch, c.rate, now)
+				n := 0
+				for ; look != 0; look &= look - 1 {
+					i := bits.TrailingZeros64(look)
+					half := l.Half(0, numbers[i])
+					if drawn>>i&1 == 0 && !lots.Refused(half) {
+						continue
+					}
+					halves[n], hashes[n], asked[n] = half, l.Whole(half, 1), uint8(i)
+					n++
 				}
-				l.Prefetch(hashes[:])
-				for _, h := range hashes {
-					if v := l.AdmitSome(h, c.rate, now, &lots); !v.OK {
+				l.Prefetch(hashes[:n])
+				for k, i := range asked[:n] {
+					if v := l.AdmitSome(hashes[k], c.rate, now, drawn>>i&1 != 0); !v.OK {
+						lots.Refuse(halves[k])
 						refused++
 					}
 				}

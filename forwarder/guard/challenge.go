@@ -36,7 +36,12 @@ func Epoch(seconds int64) uint32 { return uint32(seconds >> epochShift) }
 // nor one of the 65,535 that follow. Where the hash would be one of these its topmost bit is changed, which is why checking
 // ignores that bit. It could not do otherwise, for the reset does not tell isn.
 func (c *Challenge) Number(src, dst [2]uint64, sport, dport uint16, isn, epoch uint32) uint32 {
-	n := c.mac(src, dst, sport, dport, epoch)
+	return c.number(src[0], src[1], dst[0], dst[1], sport, dport, isn, epoch)
+}
+
+// number is Number without arrays; see Cookies.number.
+func (c *Challenge) number(srcHi, srcLo, dstHi, dstLo uint64, sport, dport uint16, isn, epoch uint32) uint32 {
+	n := c.mac(srcHi, srcLo, dstHi, dstLo, sport, dport, epoch)
 	if n-isn-1 < 1<<16 {
 		n ^= 1 << 31
 	}
@@ -48,7 +53,7 @@ func (c *Challenge) Number(src, dst [2]uint64, sport, dport uint16, isn, epoch u
 func (c *Challenge) Proves(seq uint32, src, dst [2]uint64, sport, dport uint16, now int64) bool {
 	epoch := Epoch(now)
 	for _, e := range [...]uint32{epoch, epoch - 1, epoch + 1} {
-		if (seq^c.mac(src, dst, sport, dport, e))<<1 == 0 {
+		if (seq^c.mac(src[0], src[1], dst[0], dst[1], sport, dport, e))<<1 == 0 {
 			return true
 		}
 	}
@@ -57,13 +62,13 @@ func (c *Challenge) Proves(seq uint32, src, dst [2]uint64, sport, dport uint16, 
 
 // mac hashes, in this order and as little-endian numbers: source and destination address, of IPv4 four bytes each, else two words
 // each; source port, destination port, epoch.
-func (c *Challenge) mac(src, dst [2]uint64, sport, dport uint16, epoch uint32) uint32 {
+func (c *Challenge) mac(srcHi, srcLo, dstHi, dstLo uint64, sport, dport uint16, epoch uint32) uint32 {
 	rest := uint64(sport) | uint64(dport)<<16 | uint64(epoch)<<32
-	if is4(src) && is4(dst) {
-		return uint32(sip2(&c.key4, src[1]&0xffffffff|dst[1]<<32, rest))
+	if is4(srcHi, srcLo) && is4(dstHi, dstLo) {
+		return uint32(sip2(&c.key4, srcLo&0xffffffff|dstLo<<32, rest))
 	}
-	return uint32(sip5(&c.key6, &[5]uint64{src[0], src[1], dst[0], dst[1], rest}))
+	return uint32(sip5(&c.key6, &[5]uint64{srcHi, srcLo, dstHi, dstLo, rest}))
 }
 
 // is4 says whether an address is an IPv4 one, ::ffff:a.b.c.d.
-func is4(a [2]uint64) bool { return a[0] == 0 && a[1]>>32 == 0xffff }
+func is4(hi, lo uint64) bool { return hi == 0 && lo>>32 == 0xffff }

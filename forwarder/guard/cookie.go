@@ -93,8 +93,7 @@ func MSSIndex6(mss uint16) uint8 { return max(MSSIndex(mss), 1) }
 // Number returns the cookie that answers a SYN: the sequence number of the SYN-ACK. Addresses, as two words, and ports are those
 // of the SYN, isn is its sequence number; epoch is [CookieEpoch], mssIndex comes from [MSSIndex] or [MSSIndex6] and is at most 7.
 func (c *Cookies) Number(src, dst [2]uint64, sport, dport uint16, isn, epoch uint32, mssIndex, options uint8) uint32 {
-	return uint32(mssIndex)<<cookieIndexShift | epoch&cookieEpochMask<<cookieEpochShift |
-		c.mac(src, dst, sport, dport, isn, epoch, mssIndex&7, options)&cookieMACMask
+	return c.number(src[0], src[1], dst[0], dst[1], sport, dport, isn, epoch, mssIndex&7, options)
 }
 
 // Check says whether number is a cookie, and if so what segment size, in bytes, the client takes. number is one less than what a
@@ -110,35 +109,39 @@ func (c *Cookies) Check(number uint32, src, dst [2]uint64, sport, dport uint16, 
 	}
 	epoch += ahead
 	index := uint8(number >> cookieIndexShift)
-	if (number^c.mac(src, dst, sport, dport, isn, epoch, index, options))&cookieMACMask != 0 {
+	if number != c.number(src[0], src[1], dst[0], dst[1], sport, dport, isn, epoch, index, options) {
 		return 0, false
 	}
 	return cookieMSS[index&7], true
 }
 
-// mac hashes, in this order and in network order: source and destination address, of IPv4 four bytes each, else sixteen;
-// source port, destination port, isn, epoch, index, options. These are 22 or 46 bytes.
-func (c *Cookies) mac(src, dst [2]uint64, sport, dport uint16, isn, epoch uint32, index, options uint8) uint32 {
+// number is Number without arrays, which the compiler keeps in memory and copies at every call. What is hashed is, in this order and
+// in network order: source and destination address, of IPv4 four bytes each, else sixteen; source port, destination port, isn,
+// epoch, index, options. These are 22 or 46 bytes.
+func (c *Cookies) number(srcHi, srcLo, dstHi, dstLo uint64, sport, dport uint16, isn, epoch uint32, index, options uint8) uint32 {
 	// SipHash takes little-endian words, so everything that is a number here is turned round.
 	from := bits.ReverseBytes64(uint64(sport)<<48 | uint64(dport)<<32 | uint64(isn))
 	last := uint64(bits.ReverseBytes32(epoch)) | uint64(index)<<32 | uint64(options)<<40
-	if is4(src) && is4(dst) {
-		addrs := bits.ReverseBytes64(src[1]<<32 | dst[1]&0xffffffff)
-		v0, v1, v2, v3 := sipInit(&c.key4)
+	var v0, v1, v2, v3 uint64
+	if is4(srcHi, srcLo) && is4(dstHi, dstLo) {
+		addrs := bits.ReverseBytes64(srcLo<<32 | dstLo&0xffffffff)
+		v0, v1, v2, v3 = sipInit(&c.key4)
 		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3^addrs)
 		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
 		v0 ^= addrs
-		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3^from)
-		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
-		v0 ^= from
-		return uint32(sipEnd(v0, v1, v2, v3, last|22<<56))
+		last |= 22 << 56
+	} else {
+		v0, v1, v2, v3 = sipInit(&c.key6)
+		for _, w := range [...]uint64{srcHi, srcLo, dstHi, dstLo} {
+			w = bits.ReverseBytes64(w)
+			v0, v1, v2, v3 = sipRound(v0, v1, v2, v3^w)
+			v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+			v0 ^= w
+		}
+		last |= 46 << 56
 	}
-	v0, v1, v2, v3 := sipInit(&c.key6)
-	for _, w := range [...]uint64{bits.ReverseBytes64(src[0]), bits.ReverseBytes64(src[1]),
-		bits.ReverseBytes64(dst[0]), bits.ReverseBytes64(dst[1]), from} {
-		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3^w)
-		v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
-		v0 ^= w
-	}
-	return uint32(sipEnd(v0, v1, v2, v3, last|46<<56))
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3^from)
+	v0, v1, v2, v3 = sipRound(v0, v1, v2, v3)
+	mac := uint32(sipEnd(v0^from, v1, v2, v3, last))
+	return uint32(index)<<cookieIndexShift | epoch&cookieEpochMask<<cookieEpochShift | mac&cookieMACMask
 }

@@ -2,7 +2,8 @@
 // the others, and so that an operator sees who they are. It is pure: no I/O, no clock, no goroutine of its own, and it knows
 // no packets, only addresses as two words. It builds on any system.
 //
-//   - [Limiter] holds each source to a rate, in words that the caller gives, one a source and limit.
+//   - [Limiter] holds each source to a rate, in words that the caller gives, one a source and limit. [Lots] spares it most events
+//     where there are very many.
 //   - [Ceiling] holds everything of one kind to a rate, whoever sends it: one word, of which workers take some events at once.
 //   - [Challenge] makes numbers by which a client shows that it receives what is sent to its address, and [Proved] is the set of
 //     those that did, one word a source.
@@ -35,7 +36,7 @@
 //
 // Limiter and Proved may be used by all workers at once, and other goroutines: each change is one compare-and-swap. They keep
 // nothing outside the words, so several over the same words under the same key are one. Of a Ceiling each worker uses its own
-// share, by its number. A Challenge is immutable. A Top belongs to one goroutine, as a rule a worker, which adds to it for every
+// share, by its number. A Challenge is immutable. Each worker has its own Lots. A Top belongs to one goroutine, as a rule a worker, which adds to it for every
 // packet that counts; the same goroutine halves it once a minute and copies it out when somebody asks; what it hands out is a
 // copy and anybody's. [Merge] puts the copies of several workers together, on any goroutine. None of what runs for each packet
 // takes a lock, allocates, or calls through an interface.

@@ -23,8 +23,8 @@ func TestGuardAllocatesNothing(t *testing.T) {
 		sources = n
 	}
 	l, p, ceiling, c := newLimiter(t, 1<<16), newProved(t, 1<<16), NewCeiling(2), NewChallenge(testSecret)
-	r := NewRate(200, time.Second)
-	next, lots, refused, proved := uint64(0), uint64(0), 0, 0
+	r, many, lots := NewRate(200, time.Second), NewRate(10_000, time.Second), new(Lots)
+	next, refused, proved := uint64(0), 0, 0
 	// AllocsPerRun runs it once more, to warm up.
 	allocs := testing.AllocsPerRun(9, func() {
 		for range sources / 10 {
@@ -32,7 +32,8 @@ func TestGuardAllocatesNothing(t *testing.T) {
 			source, now := next*0x9e3779b97f4a7c15, int64(next)*1000 // an odd factor: no source comes twice
 			hash := [1]uint64{l.Hash(source, 0, 1)}
 			l.Prefetch(hash[:])
-			if !l.Admit(hash[0], r, now).OK || !l.AdmitSome(l.Hash(source, 0, 2), r, now, &lots).OK {
+			if !l.Admit(hash[0], r, now).OK || !admitSome(l, lots, source, 0, 2, r, now).OK ||
+				!admitSome(l, lots, source, 0, 3, many, now).OK {
 				refused++
 			}
 			ceiling.Admit(1, r, now)

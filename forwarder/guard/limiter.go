@@ -40,17 +40,14 @@ const (
 	far = 32 // so many refusals more than admissions make a source one that is far over its limit
 )
 
-const (
-	maxBurst = 10 * time.Second // the longest burst of a Rate
-	maxEvery = 16               // the most events for which AdmitSome counts one, a power of two
-)
+const maxBurst = 10 * time.Second // the longest burst of a Rate
 
 // Rate is how often something may happen, as GCRA takes it (ITU-T I.371, the virtual scheduling algorithm): one event each
 // Interval, and Tolerance by which events may come early. Both are in units of 1/256 ns. The zero Rate is no limit. Tolerance
 // and Interval together are at most 16 s; [NewRate] keeps to that.
 type Rate struct {
 	Interval, Tolerance uint64
-	every               uint64 // of so many events AdmitSome counts one; 0: every one
+	every               uint64 // of so many events Lots draws one; 0: every one
 }
 
 // NewRate returns the rate of so many events a second, of which as many may come at once, after a pause, as would come in the
@@ -119,7 +116,15 @@ func checkWords(what string, words []uint64) error {
 
 // Hash returns what names a source, an address as two words (see [Source]), under a limit, any number: those with different
 // numbers are independent. It is keyed, so nobody who sends can choose sources that share a line.
-func (l *Limiter) Hash(hi, lo uint64, limit uint32) uint64 { return mix(&l.key, hi, lo, uint64(limit)) }
+func (l *Limiter) Hash(hi, lo uint64, limit uint32) uint64 { return l.Whole(l.Half(hi, lo), limit) }
+
+// Half returns the first half of the work of Hash, in which the limit has no part.
+func (l *Limiter) Half(hi, lo uint64) uint64 { return mixHalf(&l.key, hi, lo) }
+
+// Whole returns the Hash of the source that Half was about.
+func (l *Limiter) Whole(half uint64, limit uint32) uint64 {
+	return mixWhole(&l.key, half, uint64(limit))
+}
 
 // Prefetch asks the processor for the line of each hash, so that the cache misses of a batch overlap. Call it in a pass of its
 // own, some way before Admit.
@@ -133,13 +138,10 @@ func (l *Limiter) Lines() int { return len(l.words) / lineWords }
 // word is always admitted.
 func (l *Limiter) Admit(hash uint64, r Rate, now int64) Verdict { return l.admit(hash, r, 1, now) }
 
-// AdmitSome is Admit for limits of packets, of which there are too many to write a word for each: a rate whose burst is 512
-// events or more is kept by drawing lots. One in some events, at most 16, counts for as many; the others are compared with what
-// the word says, no more. The rate stays what it is on average; a burst is cut off some events early or late, by a twentieth where
-// there are 5,000. The state of the lots is the caller's, any number to begin with, and no other goroutine's.
-func (l *Limiter) AdmitSome(hash uint64, r Rate, now int64, lots *uint64) Verdict {
-	*lots = *lots*6364136223846793005 + 1442695040888963407 // Knuth, MMIX; its high bits are good
-	if r.every <= 1 || *lots>>(64-4)&(r.every-1) == 0 {
+// AdmitSome is Admit for a rate of which not every event is counted, see [Lots]: one that is drawn counts for as many as are drawn
+// from, and another one is compared with what the word says, no more.
+func (l *Limiter) AdmitSome(hash uint64, r Rate, now int64, drawn bool) Verdict {
+	if drawn {
 		return l.admit(hash, r, max(r.every, 1), now)
 	}
 	line, name, first := l.line(hash), nameOf(hash, r), hash>>wayShift%lineWords
@@ -304,8 +306,14 @@ func expand(key [2]uint64) (words [4]uint64) {
 
 // mix hashes a source and a number: two products of 128 bits, each folded. See Top.hash for why that is enough: of a limiter too
 // a sender sees nothing but whether it is refused itself.
-func mix(key *[4]uint64, hi, lo, n uint64) uint64 {
+func mix(key *[4]uint64, hi, lo, n uint64) uint64 { return mixWhole(key, mixHalf(key, hi, lo), n) }
+
+func mixHalf(key *[4]uint64, hi, lo uint64) uint64 {
 	a, b := bits.Mul64(hi^key[0], lo^key[1])
-	a, b = bits.Mul64(a^b^key[2]^n, key[3])
+	return a ^ b
+}
+
+func mixWhole(key *[4]uint64, half, n uint64) uint64 {
+	a, b := bits.Mul64(half^key[2]^n, key[3])
 	return a ^ b
 }

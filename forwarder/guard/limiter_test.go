@@ -2,6 +2,7 @@ package guard
 
 import (
 	"encoding/binary"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,20 @@ func newLimiter(tb testing.TB, words int) *Limiter {
 		tb.Fatal(err)
 	}
 	return l
+}
+
+// admitSome asks about one packet as a worker does about those of a batch.
+func admitSome(l *Limiter, lots *Lots, hi, lo uint64, limit uint32, r Rate, now int64) Verdict {
+	drawn, look := lots.Draw(1, r, now)
+	half := l.Half(hi, lo)
+	if look == 0 || drawn == 0 && !lots.Refused(half) {
+		return Verdict{OK: true}
+	}
+	v := l.AdmitSome(l.Whole(half, limit), r, now, drawn != 0)
+	if !v.OK {
+		lots.Refuse(half)
+	}
+	return v
 }
 
 func TestNewRate(t *testing.T) {
@@ -106,9 +121,9 @@ func TestAdmitOneSource(t *testing.T) {
 }
 
 func TestNoLimit(t *testing.T) {
-	l, lots := newLimiter(t, 16), uint64(0)
+	l, lots := newLimiter(t, 16), new(Lots)
 	for range 100 {
-		if !l.Admit(1, Rate{}, 5).OK || !l.AdmitSome(1, Rate{}, 5, &lots).OK || !NewCeiling(1).Admit(0, Rate{}, 5) {
+		if !l.Admit(1, Rate{}, 5).OK || !admitSome(l, lots, 0, 1, 0, Rate{}, 5).OK || !NewCeiling(1).Admit(0, Rate{}, 5) {
 			t.Fatal("the zero rate refuses")
 		}
 	}
@@ -157,7 +172,7 @@ func TestRatesAreKept(t *testing.T) {
 	for _, perSecond := range []uint64{1, 7, 200, 3000, 50_000, 999_999, 7_000_000, 40_000_000, 300_000_000} {
 		for _, some := range []bool{false, true} {
 			r := NewRate(perSecond, 50*time.Millisecond)
-			l, lots := newLimiter(t, 16), uint64(1)
+			l, lots := newLimiter(t, 16), new(Lots)
 			events := int64(400_000)
 			if raceEnabled {
 				events = 20_000
@@ -172,7 +187,7 @@ func TestRatesAreKept(t *testing.T) {
 				}
 				ok := false
 				if some {
-					ok = l.AdmitSome(77, r, now, &lots).OK
+					ok = admitSome(l, lots, 0, 77, 0, r, now).OK
 				} else {
 					ok = l.Admit(77, r, now).OK
 				}
@@ -218,7 +233,7 @@ func TestFloodOfSources(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			l := newLimiter(t, 1<<14)
-			rng, lots := rand.New(rand.NewPCG(1, 2)), uint64(3)
+			rng, lots := rand.New(rand.NewPCG(1, 2)), new(Lots)
 			gap := int64(c.source.Interval >> fraction)
 			var next [regular]int64
 			for i := range next {
@@ -229,7 +244,7 @@ func TestFloodOfSources(t *testing.T) {
 			shared := 0
 			for now := int64(0); now < seconds*1e9; now += 100_000 {
 				for range perTick {
-					v := l.AdmitSome(l.Hash(rng.Uint64(), 0, 2), c.flood, now, &lots)
+					v := admitSome(l, lots, rng.Uint64(), 0, 2, c.flood, now)
 					if !v.OK {
 						shared++ // it has line and tag of another source
 					}
@@ -237,7 +252,7 @@ func TestFloodOfSources(t *testing.T) {
 				for i := range next {
 					if now >= next[i] {
 						next[i] = now + gap + rng.Int64N(gap) // never faster than the rate
-						if v := l.AdmitSome(l.Hash(0, 0xffff_0a000000|uint64(i), 1), c.source, now, &lots); !v.OK {
+						if v := admitSome(l, lots, 0, 0xffff_0a000000|uint64(i), 1, c.source, now); !v.OK {
 							t.Fatalf("regular source %d is refused at %d: %+v", i, now, v)
 						}
 					}
@@ -245,7 +260,7 @@ func TestFloodOfSources(t *testing.T) {
 				for i := range nextHeavy {
 					for now >= nextHeavy[i] {
 						nextHeavy[i] += gap / 10
-						v := l.AdmitSome(l.Hash(0, 0xffff_0b000000|uint64(i), 1), c.source, now, &lots)
+						v := admitSome(l, lots, 0, 0xffff_0b000000|uint64(i), 1, c.source, now)
 						if v.OK {
 							admitted[i]++
 						} else if v.Far {
@@ -260,9 +275,9 @@ func TestFloodOfSources(t *testing.T) {
 			}
 			perSecond := 1e9 / float64(gap)
 			want := perSecond*(float64(seconds)+float64(c.source.Tolerance>>fraction)/1e9) + 1
-			most := 0
+			most, slack := 0, max(0.07*want, 4*math.Sqrt(float64(c.source.every)*want)) // of lots, four standard deviations
 			for i := range admitted {
-				if got := float64(admitted[i]); got < 0.93*want-2 || got > 1.07*want+4 {
+				if got := float64(admitted[i]); got < want-slack-2 || got > want+slack+4 {
 					t.Errorf("heavy source %d: %.0f admitted, want %.0f", i, got, want)
 				}
 				if far[i] == 0 {
@@ -394,27 +409,36 @@ func TestHashSpreads(t *testing.T) {
 	}
 }
 
-// Several workers that share one source admit together what its limit says.
+// Several workers that share one source admit together what its limit says, whether they count each packet or draw lots.
 func TestWorkersShareALimit(t *testing.T) {
 	const workers, each = 4, 50_000
-	r := NewRate(1000, 100*time.Millisecond)
-	l := newLimiter(t, 16)
-	var admitted atomic.Int64
-	var clock atomic.Int64
-	var group sync.WaitGroup
-	for range workers {
-		group.Go(func() {
-			for range each {
-				if l.Admit(42, r, clock.Add(10_000)).OK {
-					admitted.Add(1)
+	for _, c := range []struct {
+		perSecond   uint64
+		step        int64 // ns
+		least, most int64
+	}{
+		{1000, 10_000, 2090, 2110 + 101}, // 2 s will pass. Two workers may both begin a word, once.
+		{200_000, 1_000, 55_000, 65_000}, // 200 ms
+	} {
+		r := NewRate(c.perSecond, 100*time.Millisecond)
+		l := newLimiter(t, 16)
+		var admitted atomic.Int64
+		var clock atomic.Int64
+		var group sync.WaitGroup
+		for range workers {
+			group.Go(func() {
+				lots := new(Lots)
+				for range each {
+					if admitSome(l, lots, 0, 42, 0, r, clock.Add(c.step)).OK {
+						admitted.Add(1)
+					}
 				}
-			}
-		})
-	}
-	group.Wait()
-	// 2 s have passed. Two workers may both have begun a word, once.
-	if n := admitted.Load(); n < 2090 || n > 2110+101 {
-		t.Errorf("%d admitted, want 2101", n)
+			})
+		}
+		group.Wait()
+		if n := admitted.Load(); n < c.least || n > c.most {
+			t.Errorf("%d a second: %d admitted, want %d to %d", c.perSecond, n, c.least, c.most)
+		}
 	}
 }
 
@@ -465,15 +489,15 @@ func FuzzLimiterWords(f *testing.F) {
 	f.Add(make([]byte, 128), uint64(1), int64(0), uint64(100), uint64(1000))
 	f.Add([]byte{255, 255, 255, 255, 255, 255, 255, 255}, ^uint64(0), int64(1)<<62, uint64(1), uint64(0))
 	f.Fuzz(func(t *testing.T, content []byte, hash uint64, now int64, interval, tolerance uint64) {
-		l, lots := newLimiter(t, 16), hash
+		l := newLimiter(t, 16)
 		for i := range l.words {
 			if len(content) >= 8*i+8 {
 				l.words[i] = binary.LittleEndian.Uint64(content[8*i:])
 			}
 		}
 		r := Rate{Interval: interval % (1e9 << fraction), Tolerance: tolerance % (10e9 << fraction), every: 1 << (interval & 3)}
-		for range 100 {
-			v := l.AdmitSome(hash, r, now, &lots)
+		for i := range 100 {
+			v := l.AdmitSome(hash, r, now, i%int(r.every) == 0)
 			if v.OK && (v.Over != 0 || v.Far) || v.Over<<fraction > r.Interval+skewed {
 				t.Fatalf("%+v", v)
 			}

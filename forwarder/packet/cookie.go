@@ -31,11 +31,17 @@ const (
 // SYNOptions is what a SYN offers, as far as a node that answers it can agree. Whoever knows that the backends cannot do
 // something takes it away before the answer: with NoWScale, or false.
 type SYNOptions struct {
-	TSVal      uint32 // the client's timestamp; only with Timestamps
-	MSS        uint16 // the largest segment that the client takes, in bytes; 0: not offered
-	WScale     uint8  // the shift of the client's windows, at most 14, or NoWScale
-	SACK       bool   // selective acknowledgements
-	ECN        bool   // explicit congestion notification, as in RFC 3168
+	TSVal  uint32 // the client's timestamp; only with Timestamps
+	MSS    uint16 // the largest segment that the client takes, in bytes; 0: not offered
+	WScale uint8  // the shift of the client's windows, at most 14, or NoWScale
+	SYNFlags
+}
+
+// SYNFlags are those of SYNOptions that are offered or not. They are a struct of their own since the compiler keeps one of more
+// than four fields in memory, and a copy of it has to wait until the fields just written are there.
+type SYNFlags struct {
+	SACK       bool // selective acknowledgements
+	ECN        bool // explicit congestion notification, as in RFC 3168
 	Timestamps bool
 }
 
@@ -93,7 +99,7 @@ func ReadSYN(frame []byte, m *Meta) SYNOptions {
 		}
 		t = t[length:]
 	}
-	return SYNOptions{TSVal: tsval, MSS: mss, WScale: scale, SACK: sack, ECN: ecn, Timestamps: times}
+	return SYNOptions{TSVal: tsval, MSS: mss, WScale: scale, SYNFlags: SYNFlags{SACK: sack, ECN: ecn, Timestamps: times}}
 }
 
 // SYNCookie makes of a SYN the SYN-ACK of the VIP, as the backend would agree that the cookie leads to. isn is the cookie, the

@@ -155,7 +155,7 @@ func TestReadSYN(t *testing.T) {
 		{"a length of one", "02 04 05 b4 03 01 07 00", mss},
 		{"a length beyond the header", "02 04 05 b4 08 0a 00 00", mss},
 		{"a kind without a length", "02 04 05 b4 01 01 01 03", mss},
-		{"an MSS of six bytes", "02 06 05 b4 00 00 04 02", SYNOptions{WScale: NoWScale, SACK: true}},
+		{"an MSS of six bytes", "02 06 05 b4 00 00 04 02", SYNOptions{WScale: NoWScale, SYNFlags: SYNFlags{SACK: true}}},
 		{"a window scale of four bytes", "03 04 07 07", none},
 		{"SACK permitted of three bytes", "04 03 00 00", none},
 		{"timestamps of eight bytes", "08 08 00 00 00 01 00 00", none},
@@ -163,10 +163,10 @@ func TestReadSYN(t *testing.T) {
 		{"two of each", "02 04 00 01 02 04 05 b4 03 03 01 03 03 07 01 01", SYNOptions{WScale: 7, MSS: 1460}},
 		{"a window scale of 255", "03 03 ff 00", SYNOptions{WScale: 14}},
 		{"Linux", "02 04 05 b4 04 02 08 0a 01 02 03 04 00 00 00 00 01 03 03 0a",
-			SYNOptions{MSS: 1460, SACK: true, Timestamps: true, TSVal: 0x01020304, WScale: 10}},
+			SYNOptions{MSS: 1460, TSVal: 0x01020304, WScale: 10, SYNFlags: SYNFlags{SACK: true, Timestamps: true}}},
 		{"macOS", "02 04 05 b4 01 03 03 06 01 01 08 0a 01 02 03 04 00 00 00 00 04 02 00 00",
-			SYNOptions{MSS: 1460, SACK: true, Timestamps: true, TSVal: 0x01020304, WScale: 6}},
-		{"Windows", "02 04 05 b4 01 03 03 08 01 01 04 02", SYNOptions{MSS: 1460, SACK: true, WScale: 8}},
+			SYNOptions{MSS: 1460, TSVal: 0x01020304, WScale: 6, SYNFlags: SYNFlags{SACK: true, Timestamps: true}}},
+		{"Windows", "02 04 05 b4 01 03 03 08 01 01 04 02", SYNOptions{MSS: 1460, WScale: 8, SYNFlags: SYNFlags{SACK: true}}},
 	} {
 		for _, f := range icmpFamilies {
 			frame := withTCPOptions(clientSegment(t, f.client, f.vip, 0, layers.TCP{SYN: true}, 0, 0), fromHex(t, c.options))
@@ -213,7 +213,7 @@ func TestOptionsByte(t *testing.T) {
 	seen := map[uint8]bool{}
 	for scale := range uint8(16) {
 		for bits := range 4 {
-			o := SYNOptions{WScale: scale, SACK: bits&1 != 0, ECN: bits&2 != 0, Timestamps: true}
+			o := SYNOptions{WScale: scale, SYNFlags: SYNFlags{SACK: bits&1 != 0, ECN: bits&2 != 0, Timestamps: true}}
 			b := o.Byte()
 			if seen[b] || b > 0x3f || b&0xf != scale || b&0x10 != 0 != o.SACK || b&0x20 != 0 != o.ECN {
 				t.Errorf("%+v: %#x", o, b)
