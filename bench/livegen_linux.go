@@ -28,9 +28,9 @@ const liveBatch = 64 // frames the kernel hands to the program, and to the devic
 // a veth counts it in the tx_dropped of the sending interface.
 //
 // A generator uses one CPU while it sends, and goes before all else there, since what it stands for is another machine. Paced,
-// it sends a burst every 2 ms, or as often as it gets the CPU; of what it is late with it sends 5 ms worth, so that its
-// bursts stay small, and is below its rate then. A call costs far more than the packets in it: 200,000 a second take most of a core. Several generators can
-// run at the same time.
+// it sends a burst every 2 ms, or as often as it gets the CPU; of what it is late with it sends 5 ms worth, so that its bursts
+// stay small, and is below its rate then. Each burst costs far more than the packets in it: 200,000 a second can take most of a
+// core. Several generators can run at the same time.
 type Generator struct {
 	traffic Traffic
 	objects livegenObjects
