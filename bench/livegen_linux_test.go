@@ -28,6 +28,7 @@ func TestPacketsAreRight(t *testing.T) {
 		"TCP over IPv6":  traffic(spoof6, target6, TCP, ACK|PSH),
 		"UDP over IPv4":  traffic(spoof4, target4, UDP, 0),
 		"UDP over IPv6":  traffic(spoof6, target6, UDP, 0),
+		"fragments":      {SrcMAC: leftMAC, DstMAC: rightMAC, Source: spoof4, Target: target4, Protocol: UDP, FragmentOffset: 1480, Count: 1},
 		"one source":     traffic(onlyFrom, target4, TCP, RST),
 		"IPv6 all hosts": traffic(netip.MustParsePrefix("fe00::/7"), target6, UDP, 0),
 		"IPv4 all hosts": traffic(netip.MustParsePrefix("0.0.0.0/0"), target4, TCP, FIN|ACK),
@@ -150,6 +151,10 @@ func wanted(t *testing.T, tr *Traffic, flow uint64) []byte {
 	eth := &layers.Ethernet{SrcMAC: tr.SrcMAC, DstMAC: tr.DstMAC, EthernetType: layers.EthernetTypeIPv4}
 	var network gopacket.SerializableLayer = &layers.IPv4{Version: 4, TTL: 64, Flags: layers.IPv4DontFragment,
 		Protocol: layers.IPProtocol(tr.Protocol), SrcIP: src.Addr().AsSlice(), DstIP: tr.Target.Addr().AsSlice()}
+	if tr.FragmentOffset > 0 {
+		ip := network.(*layers.IPv4)
+		ip.Flags, ip.FragOffset = layers.IPv4MoreFragments, uint16(tr.FragmentOffset/8)
+	}
 	overhead := 14 + 20
 	if src.Addr().Is6() {
 		eth.EthernetType = layers.EthernetTypeIPv6

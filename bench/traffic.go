@@ -37,6 +37,10 @@ type Traffic struct {
 	Flags    uint8  // of every TCP packet, such as SYN or ACK
 	Flows    uint64 // distinct flows; at most 64,512 for each source address; 0 is 1
 
+	// FragmentOffset makes IPv4 packets later fragments of datagrams whose first never comes: where in its datagram each
+	// begins, in bytes, a multiple of 8 below 64 KiB. 0 is whole packets.
+	FragmentOffset int
+
 	// Size is the length of the frames in bytes, from the Ethernet header on without the checksum. The payload is zeroes.
 	// 0 is the least: 60 bytes for IPv4, 80 for IPv6.
 	Size int
@@ -56,10 +60,14 @@ const (
 	leastIP4 = 60
 	leastIP6 = 80
 
-	// A call of the kernel's test run costs some 20 ms of its own on some machines, so at full rate one call sends many.
+	// At full rate one call of the kernel's test run sends many.
 	mostPerCall = 4 << 20
 	// A paced generator wakes up at least this far apart, and sends what has become due in one burst.
-	paceStep = 5 * time.Millisecond
+	paceStep = 2 * time.Millisecond
+	// What is due for longer is not sent any more.
+	mostLate = 5 * time.Millisecond
+	// For so long a generator tries again when the kernel has run out of page pools.
+	mostStuck = 5 * time.Second
 )
 
 // Flow returns the source address and port of the flow with this number, 0 to Flows - 1.
@@ -92,6 +100,8 @@ func (t *Traffic) complete() error {
 		return fmt.Errorf("protocol %d: must be TCP (6) or UDP (17)", t.Protocol)
 	case t.Protocol == UDP && t.Flags != 0:
 		return fmt.Errorf("TCP flags %#x: UDP has none", t.Flags)
+	case t.FragmentOffset != 0 && (t.Source.Addr().Is6() || t.FragmentOffset%8 != 0 || t.FragmentOffset < 0 || t.FragmentOffset >= 1<<16):
+		return fmt.Errorf("fragments at byte %d, of %s: must be a multiple of 8 below 65536, and IPv4", t.FragmentOffset, t.Source)
 	case t.Count == 0 && t.Duration <= 0:
 		return fmt.Errorf("neither a count nor a duration: traffic must have an end")
 	}
@@ -131,6 +141,15 @@ func (t *Traffic) due(sent uint64, elapsed time.Duration) (n uint64, wait time.D
 	return 0, max(next-elapsed, paceStep)
 }
 
+// late is the time by which n frames that are due have to be put off, so that the first has been due for mostLate and no longer.
+// A single one never is.
+func (t *Traffic) late(n uint64) time.Duration {
+	if t.Rate == 0 || n == 0 {
+		return 0
+	}
+	return max(time.Duration(float64(n-1)/float64(t.Rate)*float64(time.Second))-mostLate, 0)
+}
+
 // template makes a frame whose changing parts are zero: the last four bytes of the source address, the source port, and
 // the checksums. It returns the sums that these are completed from: of the IPv4 header, and of pseudo header, transport
 // header and payload.
@@ -147,6 +166,9 @@ func (t *Traffic) template() (frame []byte, ipSum, transportSum uint32) {
 		ip[0] = 0x45
 		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
 		ip[6] = 0x40 // do not fragment
+		if t.FragmentOffset > 0 {
+			binary.BigEndian.PutUint16(ip[6:], 0x2000|uint16(t.FragmentOffset/8)) // more follow
+		}
 		ip[8] = 64
 		ip[9] = t.Protocol
 		copy(ip[12:], src)

@@ -46,6 +46,9 @@ func TestTrafficThatCannotBeSent(t *testing.T) {
 		"UDP with flags":   func(tr *Traffic) { tr.Protocol = UDP },
 		"no end":           func(tr *Traffic) { tr.Count = 0 },
 		"negative time":    func(tr *Traffic) { tr.Count, tr.Duration = 0, -1 },
+		"odd fragment":     func(tr *Traffic) { tr.FragmentOffset = 1204 },
+		"late fragment":    func(tr *Traffic) { tr.FragmentOffset = 1 << 16 },
+		"IPv6 fragment":    func(tr *Traffic) { tr.Source, tr.Target, tr.FragmentOffset = spoof6, target6, 8 },
 		"too small":        func(tr *Traffic) { tr.Size = 59 },
 		"too large":        func(tr *Traffic) { tr.Size = 70_000 },
 		"too many flows":   func(tr *Traffic) { tr.Flows = 64*portsOfSource + 1 },
@@ -84,6 +87,25 @@ func TestDue(t *testing.T) {
 		if n, wait := tr.due(c.sent, c.elapsed); n != c.n || wait != c.wait {
 			t.Errorf("rate %d count %d: after %d in %v: %d, wait %v; want %d, wait %v", c.rate, c.count, c.sent, c.elapsed,
 				n, wait, c.n, c.wait)
+		}
+	}
+}
+
+// A paced generator that could not send for a while does not make up for it in a burst.
+func TestLate(t *testing.T) {
+	for _, c := range []struct {
+		rate, n uint64
+		late    time.Duration
+	}{
+		{0, mostPerCall, 0}, // full rate
+		{1000, 5, 0},
+		{1000, 26, 20 * time.Millisecond},
+		{1000, 0, 0}, // it waits
+		{1, 1, 0},    // slow
+	} {
+		tr := Traffic{Rate: c.rate}
+		if late := tr.late(c.n); late != c.late {
+			t.Errorf("rate %d: %d frames are due, %v too late; want %v", c.rate, c.n, late, c.late)
 		}
 	}
 }

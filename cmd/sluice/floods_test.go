@@ -3,200 +3,207 @@
 package main
 
 import (
-	"context"
-	"encoding/binary"
+	"cmp"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net/http"
 	"net/netip"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"text/tabwriter"
 	"time"
-
-	"golang.org/x/sys/unix"
-
-	"github.com/sluice-lb/sluice/testenv"
 )
 
-// floodScenario is a flood, and what is set against it.
+// floodScenario is a flood, what is set against it, and how regular clients must fare; 0: it is only told.
 type floodScenario struct {
-	name, defence  string
-	limits         string // the configuration's, in YAML flow style
-	web, udp       string // options of the services
-	cookies        bool
-	source         bool // the flood comes from one source, else from random ones
-	packet         floodPacket
-	port           uint16
-	least          float64 // of regular requests on new connections that succeed; 0: it is only told
-	leastLongLived float64
+	flood     floodKind
+	defence   string
+	limits    string // of the node: more of them in YAML flow style, beginning with a comma
+	web, udp  string // options of the services
+	cookies   bool
+	overload  bool    // at three times what userspace takes, else at what the node can answer
+	newOK     float64 // of the requests on new connections, how many succeed
+	longOK    float64 // of those on long-lived connections
+	longWhole float64 // how many of these succeed a second, of those in the control
 }
 
 var floodScenarios = []floodScenario{
-	{name: "none", defence: "off", least: 1, leastLongLived: 1},
-	{name: "SYN", defence: "off", packet: floodTCP(0x02), port: 80},
-	{name: "SYN", defence: "cookie", web: "syn_defence: cookie", cookies: true, packet: floodTCP(0x02), port: 80, least: 0.999, leastLongLived: 1},
-	{name: "SYN", defence: "challenge", web: "syn_defence: challenge", packet: floodTCP(0x02), port: 80, least: 0.999, leastLongLived: 1},
-	{name: "SYN", defence: "auto", web: "syn_defence: auto", packet: floodTCP(0x02), port: 80, least: 0.999, leastLongLived: 1},
-	{name: "ACK", defence: "off", packet: floodTCP(0x10), port: 80},
-	{name: "ACK", defence: "ceiling", web: "limits: {total: {flows: 500/s}}", packet: floodTCP(0x10), port: 80},
-	{name: "RST", defence: "off", packet: floodTCP(0x04), port: 80},
-	{name: "fragments", defence: "off", packet: floodFragments, port: 7001},
-	{name: "UDP, one source", defence: "off", source: true, packet: floodUDP, port: 7001},
-	{name: "UDP, one source", defence: "limit", limits: "{per_source: {packets: 5k/s}}", source: true, packet: floodUDP, port: 7001, least: 0.999, leastLongLived: 1},
-	{name: "UDP", defence: "off", packet: floodUDP, port: 7001},
-	{name: "UDP", defence: "ceiling", udp: "limits: {total: {packets: 2k/s}}", packet: floodUDP, port: 7001, least: 0.999, leastLongLived: 1},
+	{flood: floodOfSYNs, defence: "off"},
+	{flood: floodOfSYNs, defence: "cookie", web: "syn_defence: cookie", cookies: true, newOK: 0.999, longOK: 1, longWhole: 0.99},
+	{flood: floodOfSYNs, defence: "challenge", web: "syn_defence: challenge", newOK: 0.999, longOK: 1, longWhole: 0.99},
+	{flood: floodOfSYNs, defence: "auto", web: "syn_defence: auto", newOK: 0.999, longOK: 1, longWhole: 0.99},
+	{flood: floodOfSYNs, defence: "off", overload: true},
+	{flood: floodOfSYNs, defence: "cookie", web: "syn_defence: cookie", cookies: true, overload: true, newOK: 0.9, longWhole: 0.99},
+	{flood: floodOfSYNs, defence: "auto", web: "syn_defence: auto", overload: true, newOK: 0.9, longWhole: 0.99},
+	{flood: floodOfACKs, defence: "off"},
+	{flood: floodOfACKs, defence: "cookie", web: "syn_defence: cookie", cookies: true, newOK: 0.999, longOK: 1, longWhole: 0.99},
+	{flood: floodOfACKs, defence: "ceiling", web: "limits: {total: {flows: 500/s}}", longOK: 1, longWhole: 0.99},
+	{flood: floodOfRSTs, defence: "off"},
+	{flood: floodOfRSTs, defence: "cookie", web: "syn_defence: cookie", cookies: true, newOK: 0.999, longOK: 1, longWhole: 0.99},
+	{flood: floodOfFragments, defence: "off"},
+	{flood: floodOfFragments, defence: "ceiling", udp: "limits: {total: {packets: 2k/s}}", newOK: 0.999, longOK: 1, longWhole: 0.99},
+	{flood: floodOfOne, defence: "off"},
+	{flood: floodOfOne, defence: "limit", limits: ", per_source: {packets: 5k/s}", newOK: 0.999, longOK: 1, longWhole: 0.99},
+	{flood: floodOfUDP, defence: "off"},
+	{flood: floodOfUDP, defence: "ceiling", udp: "limits: {total: {packets: 2k/s}}", newOK: 0.999, longOK: 1, longWhole: 0.99},
 }
 
-// TestFloods lets regular clients do requests during floods, with and without a defence, and prints how they fared. All share the
-// machine's cores with the flood and the backends, so it is the rows beside each other that say something.
+// floodRates is what the node on this machine takes, packets a second.
+type floodRates struct {
+	made     float64 // SYNs that one core can make at the most
+	received float64 // of these, what the worker takes
+	answered float64 // and answers by cookies
+}
+
+// TestFloods lets regular clients do requests during floods, with and without a defence, and prints how they fared. First it
+// measures what the node can take, which says at which rates.
 func TestFloods(t *testing.T) {
-	rate, err := strconv.Atoi(os.Getenv("SLUICE_FLOODS"))
-	if err != nil {
-		t.Fatalf("SLUICE_FLOODS is the rate of the floods, packets a second: %v; make test-floods sets it", err)
+	c := shareCores(t)
+	var rates floodRates
+	if !t.Run("rates", func(t *testing.T) { rates = measureRates(t, c) }) {
+		t.FailNow()
 	}
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
-	fmt.Fprint(w, "FLOOD\tDEFENCE\tSENT/S\tTO BACKENDS/S\tNEW CONNECTIONS\tOK\tP50\tP99\tLONG-LIVED\tOK\tP50\tP99\n")
-	for _, c := range floodScenarios {
-		t.Run(fmt.Sprintf("%s against %s", c.defence, c.name), func(t *testing.T) { c.run(t, w, rate) })
+	fmt.Fprint(w, "FLOOD\tDEFENCE\tOFFERED/S\tRING FULL/S\tANSWERED/S\tTO BACKENDS/S\tCLIENTS\tN\tOK\tP50\tP99\tOF CONTROL\tCALM P50\tCALM P99\tOTHERS\n")
+	for _, f := range floodScenarios {
+		rate, name := rates.answered/2, f.flood.name
+		if f.overload {
+			rate, name = min(3*rates.received, rates.made), name+", overload"
+		}
+		t.Run(fmt.Sprintf("%s against %s", f.defence, name), func(t *testing.T) { f.run(t, c, w, name, uint64(rate)) })
 	}
 	w.Flush()
-	t.Logf("\n%s", &table)
+	t.Logf("one worker, on core %d; all else on %d more; the floods' generator among them\n%s", c.worker, c.others.Count(), &table)
 }
 
-func (c *floodScenario) run(t *testing.T, table io.Writer, rate int) {
-	const duration = 5 * time.Second
-	s := newSystemWith(t, rigOptions{nodes: 1, backends: 2, queues: 2, cookies: c.cookies})
-	s.nginx()
-	s.limits = c.limits
-	udp := s.service(testVIP4, "udp", "7001", "ipip", false)
-	udp.Options = c.udp
-	s.up(s.webService(c.web), udp)
-	web := netip.AddrPortFrom(testVIP4, 80)
-	warm := &requests{}
-	s.request(warm, web, true, time.Second)
+// measureRates floods a service that answers with cookies as fast as can be.
+func measureRates(t *testing.T, c *cores) (r floodRates) {
+	s := newFloodSystem(t, c, true)
+	s.limits = limitsWith("")
+	s.upOn(c, s.webService("syn_defence: cookie"))
+	for range 3 { // the best round: what else the machine does only takes away
+		n := s.atFullSpeed(floodOfSYNs, floodSources, s.nodes[0].Port())
+		r.made = max(r.made, n.perSecond(n.sent))
+		r.received = max(r.received, n.perSecond(n.received))
+		r.answered = max(r.answered, n.perSecond(n.challenged))
+	}
+	t.Logf("SYNs as fast as can be: %.0f/s sent, %.0f/s received by the worker, %.0f/s answered with cookies", r.made, r.received, r.answered)
+	s.down()
+	return r
+}
 
-	long, fresh := &requests{}, &requests{}
-	before := s.status(s.nodes[0])
-	began := time.Now()
-	var f *flood
-	if c.packet != nil {
-		source := netip.Addr{}
-		if c.source {
-			source = s.net.Sources4[0].Next().Next().Next().Next().Next().Next().Next().Next()
+// floodRound is how classes of clients fared in a control and in the flood after it.
+type floodRound struct {
+	control, flood []*requests
+	tally          tally
+	away           float64 // the part of the cores' time that others had
+}
+
+func (f *floodScenario) run(t *testing.T, c *cores, table io.Writer, name string, rate uint64) {
+	const (
+		duration = 2500 * time.Millisecond
+		rounds   = 2                // that count: those in which the machine did least else
+		tries    = 3                // of rounds, until so many are undisturbed
+		mostAway = 0.1              // in an undisturbed one
+		most     = 15 * time.Second // for which a flood goes on if nobody ends it
+	)
+	s := newFloodSystem(t, c, f.cookies)
+	s.limits = limitsWith(f.limits)
+	udp := s.service(testVIP4, "udp", "7001", "ipip", false)
+	udp.Options = f.udp
+	s.upOn(c, s.webService(f.web), udp)
+	web := netip.AddrPortFrom(testVIP4, 80)
+	sources := s.net.Sources4
+	classes := []*clientClass{
+		newClients(s.net.Client, "new", web, sources[:classSize], false),
+		newClients(s.net.Client, "long-lived", web, sources[classSize:2*classSize], true),
+	}
+	together := func(classes []*clientClass, duration time.Duration) []*requests {
+		results := make([]*requests, len(classes))
+		var all sync.WaitGroup
+		for i, class := range classes {
+			all.Go(func() { results[i] = class.request(duration) })
 		}
-		f = s.flood(source, netip.AddrPortFrom(testVIP4, c.port), c.packet, rate)
+		all.Wait()
+		return results
 	}
-	var both sync.WaitGroup
-	both.Go(func() { s.request(long, web, true, duration) })
-	both.Go(func() { s.request(fresh, web, false, duration) })
-	both.Wait()
-	sent := 0
-	if f != nil {
-		f.end()
-		sent = f.n
+	flooded := func(from netip.Prefix, classes []*clientClass) ([]*requests, tally) {
+		g := s.startFlood(f.flood, from, s.nodes[0].Port(), rate, most)
+		end := s.counting(g)
+		results := together(classes, duration)
+		counted := end()
+		if err := g.Stop(); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(200 * time.Millisecond) // the last of it is taken
+		return results, counted
 	}
-	elapsed := time.Since(began).Seconds()
-	after := s.status(s.nodes[0])
-	forwarded := uint64(0)
-	for i := range after.Traffic.Services {
-		forwarded += after.Traffic.Services[i].Forwarded.Packets - before.Traffic.Services[i].Forwarded.Packets
+
+	together(classes, duration/5) // the first requests do what the next ones need not
+	calm := together(classes, duration)
+	var all []floodRound
+	for undisturbed := 0; undisturbed < rounds && len(all) < tries; {
+		now := classes
+		if f.overload { // some have never been heard of, each time others
+			few := classSize / tries
+			first := 2*classSize + few*len(all)
+			now = append(classes[:2:2], newClients(s.net.Client, "newcomers", web, sources[first:first+few], false))
+		}
+		before := c.usage(t)
+		var r floodRound
+		r.control, _ = flooded(deniedSources, classes)
+		r.flood, r.tally = flooded(floodSources, now)
+		r.away = c.usage(t).since(before)
+		if all = append(all, r); r.away <= mostAway {
+			undisturbed++
+		}
 	}
-	fmt.Fprintf(table, "%s\t%s\t%.0f\t%.0f\t%s\t%s\n", c.name, c.defence, float64(sent)/elapsed, float64(forwarded)/elapsed, fresh, long)
-	if r := fresh.succeeded(); r < c.least {
-		t.Errorf("of the requests on new connections %.2f %% succeeded, want %.2f %%", 100*r, 100*c.least)
+	for _, class := range classes {
+		class.close()
 	}
-	if r := long.succeeded(); r < c.leastLongLived {
-		t.Errorf("of the requests on long-lived connections %.2f %% succeeded, want %.2f %%", 100*r, 100*c.leastLongLived)
+	slices.SortFunc(all, func(a, b floodRound) int { return cmp.Compare(a.away, b.away) })
+	sum := floodRound{control: []*requests{{}, {}}, flood: []*requests{{}, {}, {}}}
+	for _, r := range all[:rounds] {
+		for i := range r.control {
+			sum.control[i].add(r.control[i])
+		}
+		for i := range r.flood {
+			sum.flood[i].add(r.flood[i])
+		}
+		sum.tally, sum.away = sum.tally.add(r.tally), r.away
+	}
+
+	n := &sum.tally
+	fmt.Fprintf(table, "%s\t%s\t%.0f\t%.0f\t%.0f\t%.0f", name, f.defence, n.perSecond(n.sent), n.perSecond(n.ringFull),
+		n.perSecond(n.challenged), n.perSecond(n.forwarded))
+	for i, class := range classes {
+		if i > 0 {
+			fmt.Fprint(table, "\t\t\t\t\t")
+		}
+		fmt.Fprintf(table, "\t%s\t%s\t%.1f %%\t%v\t%v\t%.0f %%\n", class.name, sum.flood[i], 100*sum.flood[i].of(sum.control[i]),
+			calm[i].at(0.5), calm[i].at(0.99), 100*sum.away)
+	}
+	if f.overload {
+		fmt.Fprintf(table, "\t\t\t\t\t\tnewcomers\t%s\t\t\t\t\n", sum.flood[len(classes)])
+	}
+	if sum.away > mostAway {
+		t.Errorf("others had %.0f %% of the cores' time, so that the rest says little: run it again when nothing else runs", 100*sum.away)
+	}
+	for _, must := range []struct {
+		what      string
+		is, least float64
+	}{
+		{"of the requests on new connections succeeded", sum.flood[0].succeeded(), f.newOK},
+		{"of the requests on long-lived connections succeeded", sum.flood[1].succeeded(), f.longOK},
+		{"of the control's goodput is that of long-lived connections", sum.flood[1].of(sum.control[1]), f.longWhole},
+	} {
+		if must.is < must.least {
+			t.Errorf("%.2f %% %s, want %.2f %%", 100*must.is, must.what, 100*must.least)
+		}
 	}
 	s.down()
-}
-
-// requests is how the requests of many clients fared.
-type requests struct {
-	mu    sync.Mutex
-	took  []time.Duration // those that succeeded
-	total int
-}
-
-func (r *requests) succeeded() float64 { return float64(len(r.took)) / float64(max(r.total, 1)) }
-
-// String is the columns of the table.
-func (r *requests) String() string {
-	slices.Sort(r.took)
-	at := func(p float64) time.Duration {
-		if len(r.took) == 0 {
-			return 0
-		}
-		return r.took[int(p*float64(len(r.took)-1))].Round(10 * time.Microsecond)
-	}
-	return fmt.Sprintf("%d\t%.2f %%\t%v\t%v", r.total, 100*r.succeeded(), at(0.5), at(0.99))
-}
-
-// floodUDP is datagrams from random ports.
-func floodUDP(ip []byte, port uint16) {
-	ip[9] = unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(ip[20:], uint16(1024+rand.IntN(60_000)))
-	binary.BigEndian.PutUint16(ip[22:], port)
-	binary.BigEndian.PutUint16(ip[24:], 20)
-}
-
-// floodFragments is later fragments whose first never comes.
-func floodFragments(ip []byte, _ uint16) {
-	ip[9] = unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(ip[4:], uint16(1+rand.IntN(0xffff)))
-	binary.BigEndian.PutUint16(ip[6:], 0x2000|uint16(1+rand.IntN(1000)))
-}
-
-// request has fifty clients do requests for some time, each on a connection of its own or each time on a new one. One that is not
-// answered within two seconds has failed.
-func (s *system) request(r *requests, to netip.AddrPort, longLived bool, duration time.Duration) {
-	const clients = 50
-	end := time.Now().Add(duration)
-	var all sync.WaitGroup
-	for i := range clients {
-		all.Go(func() {
-			transport := (&testenv.Dialer{Namespace: s.net.Client, Source: s.net.Sources4[i%len(s.net.Sources4)]}).Transport()
-			transport.DisableKeepAlives = !longLived
-			defer transport.CloseIdleConnections()
-			client := http.Client{Transport: transport}
-			for time.Now().Before(end) {
-				began := time.Now()
-				err := fetch(&client, fmt.Sprintf("http://%v/name", to))
-				took := time.Since(began)
-				r.mu.Lock()
-				r.total++
-				if err == nil {
-					r.took = append(r.took, took)
-				}
-				r.mu.Unlock()
-				time.Sleep(100 * time.Millisecond)
-			}
-		})
-	}
-	all.Wait()
-}
-
-func fetch(client *http.Client, url string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	answer, err := client.Do(request)
-	if err != nil {
-		return err
-	}
-	defer answer.Body.Close()
-	_, err = io.Copy(io.Discard, answer.Body)
-	return err
 }
 
 // TestCookieThroughput sends a gigabyte there and back, over connections made of a cookie and over ordinary ones in turn, and

@@ -30,6 +30,7 @@ type rig struct {
 	limits   string // likewise its limits
 	// interfaces is the configuration's list of interfaces, in YAML flow style; empty: eth0.
 	interfaces string
+	cpus       string // the core of the one worker; empty: as many as there can be
 	clampMSS   string // the agents' --clamp-mss; empty: auto
 	cookies    bool   // the agents have the nodes' seed, and know port 80 of each VIP behind NAT
 }
@@ -59,6 +60,7 @@ type rigOptions struct {
 	nodes    int
 	backends int
 	queues   int
+	sources  int // addresses of the client; 0: those of testenv
 	vips     []netip.Addr
 	clampMSS string
 	cookies  bool
@@ -68,7 +70,7 @@ type rigOptions struct {
 // The Env owns all of it.
 func newRig(env *testenv.Env, o rigOptions) (*rig, error) {
 	net, err := testenv.NewTopology(env, testenv.TopologyOptions{
-		Nodes: o.nodes, Backends: o.backends, Queues: o.queues, VIPs: o.vips,
+		Nodes: o.nodes, Backends: o.backends, Queues: o.queues, Sources: o.sources, VIPs: o.vips,
 	})
 	if err != nil {
 		return nil, err
@@ -169,6 +171,10 @@ group: {seed_file: {{printf "%q" .Seed}}, peers: {{.Peers}}}
 state_dir: {{printf "%q" .State}}
 control: {socket: {{printf "%q" .Socket}}}
 interfaces: {{or .Interfaces "[{name: eth0, mode: auto, queues: all}]"}}
+{{- with .CPUs}}
+workers: 1
+cpus: "{{.}}"
+{{- end}}
 flows: 64k
 drain_time: {{.DrainTime}}
 metrics: {listen: 127.0.0.1:9545}
@@ -205,7 +211,7 @@ func (b *rigBackend) Name() string { return b.name }
 func (r *rig) configure(n *rigNode, services ...rigService) error {
 	var b bytes.Buffer
 	err := rigConfig.Execute(&b, map[string]any{
-		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Limits": r.limits, "Interfaces": r.interfaces, "Services": services,
+		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Limits": r.limits, "CPUs": r.cpus, "Interfaces": r.interfaces, "Services": services,
 	})
 	if err != nil {
 		return err
