@@ -44,7 +44,7 @@ const (
 	unproved                 // its flow may have been opened on another node: it goes by the hash, and gets no word
 )
 
-// unprovedRate is how many packets a second of unproved flows a flooded service takes: flows that ECMP moves here come at such
+// unprovedRate is how many packets a second of unproved flows a service takes that is flooded, or answers with cookies always: flows that ECMP moves here come at such
 // rates when a node dies, and each only until it has proved itself by opening another connection, or the flood is over.
 var unprovedRate = guard.NewRate(50_000, time.Second)
 
@@ -78,7 +78,7 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 	case cookies && w.bringsCookie(i, source, now):
 		w.prove(number, source, now)
 		return proved
-	case !flooded || s.noTable: // there is nothing to defend
+	case !flooded && s.defence != DefenceCookie || s.noTable: // there is nothing to defend
 		return regular
 	}
 	if e.proved.Has(e.proved.Hash(source.Hi, source.Lo), now) {
@@ -87,6 +87,9 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 	if !s.unproved.Admit(w.id, unprovedRate, now) {
 		m.Reason = packet.Unproved
 		return ended
+	}
+	if !flooded { // with cookies always on: what comes is rather a flow that ECMP moved here, and is to have a word
+		return regular
 	}
 	return unproved
 }

@@ -273,6 +273,27 @@ func TestUnproved(t *testing.T) {
 	}
 }
 
+// A service that always answers with cookies takes no more than that of flows that nobody has proved either, but without a flood of SYNs
+// they get their words: ECMP may have moved them here.
+func TestUnprovedWithCookies(t *testing.T) {
+	r := newTestRig(t, 200_000)
+	s := web(L2, 3)
+	s.Defence = DefenceCookie
+	r.apply(s)
+	const packets = 120_000
+	gone := 0
+	for i := range packets {
+		gone += 1 - len(r.pass(client(2+i, "A").frame(t)))
+	}
+	r.engine.SweepNow()
+	if n := r.engine.Stats().Table.Probation; n < 40_000 || n > 50_001 {
+		t.Errorf("%d flows", n)
+	}
+	if n := r.reason(packet.Unproved); n != uint64(gone) || n < packets-50_001 || n > packets-49_900 {
+		t.Errorf("%d packets are unproved, %d of %d went nowhere", n, gone, packets)
+	}
+}
+
 // Whose flow was established in calm times needs no proof in a flood.
 func TestUsersAreProved(t *testing.T) {
 	r := newTestRig(t, 4000)

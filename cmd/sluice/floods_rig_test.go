@@ -240,6 +240,7 @@ type tally struct {
 
 	sent       uint64 // by the generator
 	denied     uint64 // dropped by the XDP program
+	shed       uint64 // dropped by it since the worker could not take all
 	ringFull   uint64 // lost between it and the worker
 	received   uint64 // by the worker
 	challenged uint64 // of these, answered
@@ -247,13 +248,13 @@ type tally struct {
 }
 
 func (a tally) add(b tally) tally {
-	return tally{a.took + b.took, a.cpu + b.cpu, a.sent + b.sent, a.denied + b.denied, a.ringFull + b.ringFull, a.received + b.received,
+	return tally{a.took + b.took, a.cpu + b.cpu, a.sent + b.sent, a.denied + b.denied, a.shed + b.shed, a.ringFull + b.ringFull, a.received + b.received,
 		a.challenged + b.challenged, a.forwarded + b.forwarded}
 }
 
 // sub is what was counted since.
 func (a tally) sub(b tally) tally {
-	return tally{a.took - b.took, a.cpu - b.cpu, a.sent - b.sent, a.denied - b.denied, a.ringFull - b.ringFull, a.received - b.received,
+	return tally{a.took - b.took, a.cpu - b.cpu, a.sent - b.sent, a.denied - b.denied, a.shed - b.shed, a.ringFull - b.ringFull, a.received - b.received,
 		a.challenged - b.challenged, a.forwarded - b.forwarded}
 }
 
@@ -265,7 +266,7 @@ func (s *system) counting(g *bench.Generator) func() tally {
 	start := time.Now()
 	read := func() tally {
 		st := s.status(s.nodes[0])
-		t := tally{took: time.Since(start), cpu: s.cpuTime(), sent: g.Sent(), denied: st.Traffic.Steer.Denied, ringFull: ringDrops(&st)}
+		t := tally{took: time.Since(start), cpu: s.cpuTime(), sent: g.Sent(), denied: st.Traffic.Steer.Denied, shed: st.Traffic.Steer.Shed, ringFull: ringDrops(&st)}
 		for _, w := range st.Traffic.Workers {
 			t.received += w.Received
 		}

@@ -66,7 +66,7 @@ func TestFloods(t *testing.T) {
 	}
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
-	fmt.Fprint(w, "FLOOD\tDEFENCE\tOFFERED/S\tRING FULL/S\tANSWERED/S\tTO BACKENDS/S\tCLIENTS\tN\tOK\tP50\tP99\tOF CONTROL\tCALM P50\tCALM P99\tOTHERS\n")
+	fmt.Fprint(w, "FLOOD\tDEFENCE\tOFFERED/S\tSHED/S\tRING FULL/S\tANSWERED/S\tTO BACKENDS/S\tCLIENTS\tN\tOK\tP50\tP99\tOF CONTROL\tCALM P50\tCALM P99\tOTHERS\n")
 	for _, f := range floodScenarios {
 		rate, name := rates.answered/2, f.flood.name
 		if f.overload {
@@ -176,17 +176,17 @@ func (f *floodScenario) run(t *testing.T, c *cores, table io.Writer, name string
 	}
 
 	n := &sum.tally
-	fmt.Fprintf(table, "%s\t%s\t%.0f\t%.0f\t%.0f\t%.0f", name, f.defence, n.perSecond(n.sent), n.perSecond(n.ringFull),
+	fmt.Fprintf(table, "%s\t%s\t%.0f\t%.0f\t%.0f\t%.0f\t%.0f", name, f.defence, n.perSecond(n.sent), n.perSecond(n.shed), n.perSecond(n.ringFull),
 		n.perSecond(n.challenged), n.perSecond(n.forwarded))
 	for i, class := range classes {
 		if i > 0 {
-			fmt.Fprint(table, "\t\t\t\t\t")
+			fmt.Fprint(table, "\t\t\t\t\t\t")
 		}
 		fmt.Fprintf(table, "\t%s\t%s\t%.1f %%\t%v\t%v\t%.0f %%\n", class.name, sum.flood[i], 100*sum.flood[i].of(sum.control[i]),
 			calm[i].at(0.5), calm[i].at(0.99), 100*sum.away)
 	}
 	if f.overload {
-		fmt.Fprintf(table, "\t\t\t\t\t\tnewcomers\t%s\t\t\t\t\n", sum.flood[len(classes)])
+		fmt.Fprintf(table, "\t\t\t\t\t\t\tnewcomers\t%s\t\t\t\t\n", sum.flood[len(classes)])
 	}
 	if sum.away > mostAway {
 		t.Errorf("others had %.0f %% of the cores' time, so that the rest says little: run it again when nothing else runs", 100*sum.away)
