@@ -68,10 +68,7 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 		cell.challenged++
 		w.answerSYN(i, s, cookies, offer, source, now)
 		return ended
-	case m.Flags&packet.RST != 0:
-		if s.defence == DefenceCookie || !w.bringsChallenge(i, source, now) {
-			return regular
-		}
+	case m.Flags&packet.RST != 0 && s.defence != DefenceCookie && w.bringsChallenge(i, source, now):
 		w.prove(number, source, now)
 		m.Reason = packet.ChallengeAnswer
 		return ended

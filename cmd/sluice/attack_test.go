@@ -6,7 +6,9 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -16,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-lb/sluice/bench"
 	"github.com/sluice-lb/sluice/internal/agent"
 	"github.com/sluice-lb/sluice/testenv"
 )
@@ -299,6 +302,64 @@ func TestAutoTakesCookies(t *testing.T) {
 	if out := s.sluice(node, "status"); !strings.Contains(out, "nothing listens") {
 		t.Errorf("sluice status does not say why there are no cookies:\n%s", out)
 	}
+	s.down()
+}
+
+// When more SYNs come than the worker can take, the XDP program drops those of unknown sources, and a user's connection goes on. As
+// soon as the flood is over nothing is shed any more.
+func TestOverload(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t, 1, 1)
+	s.nginx()
+	s.up(s.webService("syn_defence: challenge"))
+	node := s.nodes[0]
+	if err := s.net.Router.AddRoute(testenv.Route{Dst: netip.MustParsePrefix("100.64.0.0/12"), Kind: testenv.Blackhole}); err != nil {
+		t.Fatal(err)
+	}
+	transport := (&testenv.Dialer{Namespace: s.net.Client, Source: s.net.Sources4[0]}).Transport()
+	defer transport.CloseIdleConnections()
+	client := http.Client{Transport: transport, Timeout: 5 * time.Second}
+	request := func() {
+		t.Helper()
+		answer, err := client.Get(fmt.Sprintf("http://%v/name", testVIP4))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer answer.Body.Close()
+		if _, err := io.Copy(io.Discard, answer.Body); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 30 { // the user's address has proved itself, and its connection lives
+		request()
+		time.Sleep(100 * time.Millisecond)
+	}
+	g, err := bench.StartGenerator(s.net.Router.Namespace, node.Port(), bench.Traffic{
+		SrcMAC: s.net.Router.MAC, DstMAC: node.MAC, Source: netip.MustParsePrefix("100.64.0.0/12"), Target: netip.AddrPortFrom(testVIP4, 80),
+		Protocol: bench.TCP, Flags: bench.SYN, Flows: 1 << 30, Duration: 2 * time.Second,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		request()
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, words := range []string{"the node is overloaded", "the overload is over"} {
+		if err := node.daemon.WaitOutput(30*time.Second, words); err != nil {
+			t.Fatal(err)
+		}
+	}
+	st := s.status(node)
+	if st.Traffic.Steer.Shed == 0 || len(st.Traffic.Shed) != 0 {
+		t.Errorf("%d packets were shed, and now it is %+v", st.Traffic.Steer.Shed, st.Traffic.Shed)
+	}
+	t.Logf("of %d SYNs %d were shed, %d found a ring full", g.Sent(), st.Traffic.Steer.Shed, st.Traffic.Interfaces[0].Queues[0].RXRingFull)
+	request()
 	s.down()
 }
 

@@ -19,7 +19,7 @@ import (
 // when it has no answer within requestTimeout.
 const (
 	classSize      = 50
-	requestEvery   = 100 * time.Millisecond
+	requestEvery   = 500 * time.Millisecond
 	requestTimeout = 2 * time.Second
 )
 

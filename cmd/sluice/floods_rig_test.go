@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -100,6 +101,34 @@ func shareCores(t *testing.T) *cores {
 	procs := runtime.GOMAXPROCS(16) // so that a generator never waits until a client has done its part
 	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
 	return c
+}
+
+// slowWorker takes most of the worker's core away, some milliseconds at a time, until stop is called: three times what a worker takes that
+// has a core for itself could not be made on the other one beside everything else.
+func (c *cores) slowWorker(t *testing.T) (stop func()) {
+	t.Helper()
+	const period, busy = 4 * time.Millisecond, 3800 * time.Microsecond
+	var ending atomic.Bool
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its priority with it
+		var set unix.CPUSet
+		set.Set(c.worker)
+		err := errors.Join(unix.SchedSetaffinity(0, &set),
+			unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0))
+		for start := time.Now(); err == nil && !ending.Load(); start = time.Now() {
+			for time.Since(start) < busy {
+			}
+			_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(period - busy)}, nil)
+		}
+		done <- err
+	}()
+	return func() {
+		ending.Store(true)
+		if err := <-done; err != nil {
+			t.Errorf("slow the worker down: %v", err)
+		}
+	}
 }
 
 // bind moves the threads of a process to some cores, but for a worker on its own. New threads and processes follow those that

@@ -60,8 +60,8 @@ type Service struct {
 	Checked  bool      `json:"checked"` // it has a check, so health decides which backends take traffic
 	// Health is ignored for it at the moment, since it would leave no backend.
 	FailOpen bool `json:"fail_open"`
-	// Cookies says of a service with syn_defence auto or cookie whether all backends that take new flows accept SYN cookies: ready,
-	// or why not.
+	// Cookies says of a service with syn_defence auto or cookie whether all backends that take new flows accept SYN cookies:
+	// CookiesReady, or why not.
 	Cookies string `json:"cookies,omitempty"`
 }
 

@@ -29,6 +29,9 @@ const (
 	maxAgents = 1 << 18
 )
 
+// CookiesReady is Service.Cookies when there is no problem.
+const CookiesReady = "ready"
+
 // CookieState is what is known of the agents of a service's backends.
 type CookieState struct {
 	Offer   forwarder.CookieOffer

@@ -300,7 +300,7 @@ func (b *Book) Fill(s *Status) {
 		}
 		out.Checked = in.check != nil
 		if c, ok := b.cookies[out.Name]; ok {
-			out.Cookies = cmp.Or(c.Problem, "ready")
+			out.Cookies = cmp.Or(c.Problem, CookiesReady)
 		}
 		_, out.FailOpen = in.admit(now)
 		for j := range out.Backends {

@@ -59,6 +59,7 @@ func status() control.Status {
 	}
 	web := &s.Traffic.Services[0]
 	web.FailOpen = true
+	web.Cookies = control.CookiesReady
 	web.Backends[1].Health.State = control.StateDown
 	web.Backends[1].Weight = 70
 	web.Backends[1].Hand = &control.HandStatus{}
@@ -93,6 +94,7 @@ func TestScrape(t *testing.T) {
 		`sluice_xdp_redirected_packets_total 11`,
 		`sluice_xdp_dropped_packets_total{reason="no_socket"} 1`,
 		`sluice_shed_share{class="syn",service="web"} 0.5`,
+		`sluice_service_cookies_ready{service="web"} 1`,
 		`sluice_interface_up{interface="eth0"} 1`,
 		`sluice_interface_native{interface="eth0"} 1`,
 		`sluice_interface_problem{interface="eth0"} 1`,

@@ -301,6 +301,14 @@ var table = []*metric{
 
 	{name: "sluice_service_defence_active", kind: gauge, labels: []string{"service"}, help: "1 while the node answers SYNs, with a challenge or a cookie, else 0.", use: "With syn_defence: auto, 1 is a flood of SYNs.",
 		read: service(func(s *control.Service) float64 { return truth(s.Defence.Active) })},
+	{name: "sluice_service_cookies_ready", kind: gauge, labels: []string{"service"}, help: "Of services with syn_defence auto or cookie: 1 if all backends that take new flows accept SYN cookies, else 0.", use: "With cookie, alert on 0: connections to a backend without them are reset. `sluice status` says which and why.",
+		read: func(s *control.Status, e emit) {
+			for i := range s.Traffic.Services {
+				if v := &s.Traffic.Services[i]; v.Cookies != "" {
+					e(truth(v.Cookies == control.CookiesReady), v.Name)
+				}
+			}
+		}},
 	{name: "sluice_service_defence_switches_total", kind: counter, labels: []string{"service"}, help: "Times the service's defence was switched on, or off again, for a flood.", use: "Many are a flood that comes and goes.",
 		read: service(func(s *control.Service) float64 { return float64(s.Defence.Switches) })},
 	{name: "sluice_service_syns_total", kind: counter, labels: []string{"service"}, help: "SYNs of flows without a word, of services with a syn_defence.", use: "The rate of connection attempts.",
