@@ -252,10 +252,11 @@ func (e *Engine) shedStats() (stats []shedding) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, k := range slices.SortedFunc(maps.Keys(e.overload.share), shedKey.compare) {
-		stats = append(stats, shedding{
-			ShedStats{Service: k.service, Class: shedClasses[k.class], Share: float64(e.overload.share[k]) / steer.ShedAll},
-			e.overload.places[k.service], k.class,
-		})
+		if place, ok := e.overload.places[k.service]; ok { // else there are too many to shed this one too
+			stats = append(stats, shedding{
+				ShedStats{Service: k.service, Class: shedClasses[k.class], Share: float64(e.overload.share[k]) / steer.ShedAll}, place, k.class,
+			})
+		}
 	}
 	return stats
 }
