@@ -1,6 +1,9 @@
 package control
 
 import (
+	"context"
+	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -142,5 +145,39 @@ func TestBookLearnsOfAgents(t *testing.T) {
 	b.Fill(&st)
 	if st.Traffic.Services[1].Cookies != "" || !strings.Contains(st.Traffic.Services[0].Cookies, "its clock is") {
 		t.Errorf("status: %q and %q", st.Traffic.Services[0].Cookies, st.Traffic.Services[1].Cookies)
+	}
+}
+
+// Who checks a configuration is told which backends cannot take the cookies of its services, each by its name.
+func TestAskAgents(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and nobody listens on 127.0.0.2
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: capability.Handler(func() capability.Answer {
+		a := agentOf(1).Answer
+		a.TimeMS = time.Now().UnixMilli()
+		return a
+	})}
+	go func() { _ = server.Serve(l) }()
+	defer server.Close()
+	s, quiet := cookieService(config.SYNCookie, "a", "b"), cookieService(config.SYNAuto, "c")
+	quiet.Name = "quiet"
+	s.AgentPort = netip.MustParseAddrPort(l.Addr().String()).Port()
+	s.Backends[0].Address, s.Backends[1].Address = netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.0.0.2")
+	cfg := &config.Config{Services: []config.Service{s, quiet}}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	defer cancel()
+	if got := AskAgents(ctx, cfg); len(got) != 1 || !strings.Contains(got[0], "service web, syn_defence: cookie, backend b: nothing listens") {
+		t.Errorf("without a seed: %q", got)
+	}
+	cfg.Group.Seed = config.Seed{1}
+	if got := AskAgents(ctx, cfg); len(got) != 2 || !strings.Contains(got[0], "backend a: its agent has another seed") {
+		t.Errorf("with another seed: %q", got)
+	}
+	s.AgentPort = 0
+	cfg.Services = []config.Service{s}
+	if got := AskAgents(ctx, cfg); len(got) != 0 {
+		t.Errorf("without a port to ask: %q", got)
 	}
 }
