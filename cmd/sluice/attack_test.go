@@ -337,7 +337,7 @@ func TestOverload(t *testing.T) {
 	}
 	g, err := bench.StartGenerator(s.net.Router.Namespace, node.Port(), bench.Traffic{
 		SrcMAC: s.net.Router.MAC, DstMAC: node.MAC, Source: netip.MustParsePrefix("100.64.0.0/12"), Target: netip.AddrPortFrom(testVIP4, 80),
-		Protocol: bench.TCP, Flags: bench.SYN, Flows: 1 << 30, Duration: 2 * time.Second,
+		Protocol: bench.TCP, Flags: bench.SYN, Flows: 1 << 30, Duration: 4 * time.Second,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -346,8 +346,12 @@ func TestOverload(t *testing.T) {
 		request()
 		time.Sleep(100 * time.Millisecond)
 	}
+	attack := s.sluice(node, "status", "--attack")
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
+	}
+	if !strings.Contains(attack, "OVERLOADED") || !strings.Contains(attack, "web  ") {
+		t.Errorf("sluice status --attack does not tell of the overload:\n%s", attack)
 	}
 	for _, words := range []string{"the node is overloaded", "the overload is over"} {
 		if err := node.daemon.WaitOutput(30*time.Second, words); err != nil {
