@@ -48,23 +48,30 @@ func setACL(t testing.TB, s *Steer, a *ACL) {
 	}
 }
 
-// denied reports whether a packet to a VIP dies by a list, and checks that it is counted as what becomes of it.
-func (r *rig) denied(t *testing.T, frame []byte) bool {
+// dies reports whether a frame to a VIP is dropped, and checks that it is counted as what becomes of it; counter is that of the
+// cause.
+func (r *rig) dies(t *testing.T, frame []byte, counter func(*Stats) *uint64) bool {
 	t.Helper()
 	want := r.stats(t)
 	verdict := r.run(t, frame)
 	got := r.stats(t)
 	want.ToVIPs++
-	denied := got.Denied > want.Denied
-	if denied {
-		want.Denied++
+	dropped := *counter(&got) > *counter(&want)
+	if dropped {
+		*counter(&want)++
 	} else {
 		want.Redirected++
 	}
-	if got != want || (verdict == xdpDrop) != denied || !denied && verdict != xdpRedirect {
+	if got != want || (verdict == xdpDrop) != dropped || !dropped && verdict != xdpRedirect {
 		t.Fatalf("verdict %d, counted %+v, want %+v", verdict, got, want)
 	}
-	return denied
+	return dropped
+}
+
+// denied reports whether a packet to a VIP dies by a list.
+func (r *rig) denied(t *testing.T, frame []byte) bool {
+	t.Helper()
+	return r.dies(t, frame, func(s *Stats) *uint64 { return &s.Denied })
 }
 
 func newSourceRig(t *testing.T, o AttachOptions) *rig {

@@ -45,12 +45,21 @@ func newRig(t *testing.T, maxVIPs int, vips ...netip.Addr) *rig {
 
 func newSizedRig(t testing.TB, maxVIPs, maxReplies int, o AttachOptions, vips ...netip.Addr) *rig {
 	t.Helper()
+	return newPreparedRig(t, maxVIPs, maxReplies, o, func(*Steer) error { return nil }, vips...)
+}
+
+// newPreparedRig is newSizedRig with something done before the program is loaded.
+func newPreparedRig(t testing.TB, maxVIPs, maxReplies int, o AttachOptions, prepare func(*Steer) error, vips ...netip.Addr) *rig {
+	t.Helper()
 	testenv.RequireRoot(t)
 	s, err := New(maxVIPs, maxReplies, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close() })
+	if err := prepare(s); err != nil {
+		t.Fatal(err)
+	}
 	r := &rig{Steer: s, link: Link{name: "test"}}
 	if err := s.load(&r.link.objects, o); err != nil {
 		t.Fatal(err)
