@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/sluice-lb/sluice/internal/agent/capability"
 	"github.com/sluice-lb/sluice/internal/control"
 )
 
@@ -30,17 +29,21 @@ type asked struct {
 // applyAgents starts and stops asking so that those are asked that are in the list. Those that stay keep their answer. d.mu is
 // held.
 func (d *Daemon) applyAgents(ctx context.Context, list []string) {
+	wanted := make(map[string]bool, len(list))
+	for _, name := range list {
+		wanted[name] = true
+	}
 	for name, a := range d.agents {
-		if !slices.Contains(list, name) {
+		if !wanted[name] {
 			a.stop()
 			delete(d.agents, name)
 		}
 	}
 	for _, name := range list {
-		to, err := netip.ParseAddrPort(name)
 		if d.agents[name] != nil {
 			continue
 		}
+		to, err := netip.ParseAddrPort(name)
 		if err != nil {
 			d.log.Error("an agent cannot be asked", "agent", name, "error", err)
 			continue
@@ -57,25 +60,20 @@ func (d *Daemon) applyAgents(ctx context.Context, list []string) {
 func (d *Daemon) askAgent(ctx context.Context, a *asked, to netip.AddrPort) {
 	failures := 0
 	for wait := mathrand.N(firstProbe); sleep(ctx, wait); {
-		began := time.Now()
 		limited, cancel := context.WithTimeout(ctx, askTimeout)
-		answer, err := capability.Ask(limited, to)
+		r := control.AskAgent(limited, to)
 		cancel()
 		if ctx.Err() != nil {
 			return
 		}
-		r := control.AgentReport{Agent: to.String(), Answer: answer}
-		wait = askInterval - askInterval/10 + mathrand.N(askInterval/5)
-		if failures++; err == nil {
-			failures = 0
-			r.SkewMS = answer.Skew(began.Add(time.Since(began) / 2)).Milliseconds()
+		if r.Error == "" {
+			failures, wait = 0, askInterval-askInterval/10+mathrand.N(askInterval/5)
 		} else {
-			wait = askAgain
-			r.Error = err.Error()
+			failures, wait = failures+1, askAgain
 		}
 		d.mu.Lock()
 		// One that does not answer once is what it was: connections are made of cookies without it.
-		if err == nil || failures >= askFailures || a.report.Agent == "" {
+		if r.Error == "" || failures >= askFailures || a.report.Agent == "" {
 			if changed := r.Error != a.report.Error || (r.Answer.Cookies == nil) != (a.report.Answer.Cookies == nil); changed {
 				signal(d.news)
 			}

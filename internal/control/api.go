@@ -196,7 +196,7 @@ type HealthReport struct {
 	Source   string          `json:"source"`
 	Sequence uint64          `json:"sequence"`
 	Backends []BackendHealth `json:"backends"`
-	// Agents is what agents answered: of each of Targets.Agents that was asked, the last.
+	// Agents is what agents answered: of each of Targets.Agents that was asked, the last. What those said that it leaves out holds.
 	Agents []AgentReport `json:"agents"`
 }
 

@@ -77,19 +77,39 @@ func CookieProblem(s *config.Service, b *config.Backend, key string, r *AgentRep
 	return nil
 }
 
+// mayUseCookies says whether a service's SYNs may be answered with cookies.
+func mayUseCookies(s *config.Service) bool {
+	return s.SYNDefence == config.SYNAuto || s.SYNDefence == config.SYNCookie
+}
+
+// agentAddress is where the agent of a backend is asked.
+func agentAddress(s *config.Service, b *config.Backend) string {
+	return netip.AddrPortFrom(b.Address, s.AgentPort).String()
+}
+
 // AgentsOf lists the agents to ask: those of the backends of services that may answer with cookies.
 func AgentsOf(services []config.Service) []string {
 	agents := map[string]bool{}
 	for i := range services {
 		s := &services[i]
-		if s.SYNDefence != config.SYNAuto && s.SYNDefence != config.SYNCookie || s.AgentPort == 0 {
+		if !mayUseCookies(s) || s.AgentPort == 0 {
 			continue
 		}
-		for _, b := range s.Backends {
-			agents[netip.AddrPortFrom(b.Address, s.AgentPort).String()] = true
+		for j := range s.Backends {
+			agents[agentAddress(s, &s.Backends[j])] = true
 		}
 	}
 	return slices.Sorted(maps.Keys(agents))
+}
+
+// AskAgent asks one agent. Its clock is compared with this host's at the middle of the time that it took.
+func AskAgent(ctx context.Context, to netip.AddrPort) AgentReport {
+	began := time.Now()
+	answer, err := capability.Ask(ctx, to)
+	if err != nil {
+		return AgentReport{Agent: to.String(), Error: err.Error()}
+	}
+	return AgentReport{Agent: to.String(), Answer: answer, SkewMS: answer.Skew(began.Add(time.Since(began) / 2)).Milliseconds()}
 }
 
 // AskAgents asks the agents of all services with syn_defence: cookie, and returns what keeps them from making connections, a sentence
@@ -108,20 +128,14 @@ func AskAgents(ctx context.Context, cfg *config.Config) (problems []string) {
 		}
 	}
 	var mu sync.Mutex
-	known := map[string]*AgentReport{}
+	known := map[string]AgentReport{}
 	var asking sync.WaitGroup
 	few := make(chan struct{}, 64) // at a time: each takes a descriptor
 	for _, agent := range AgentsOf(cookie) {
 		few <- struct{}{}
 		asking.Go(func() {
 			defer func() { <-few }()
-			r := &AgentReport{Agent: agent}
-			began := time.Now()
-			var err error
-			if r.Answer, err = capability.Ask(ctx, netip.MustParseAddrPort(agent)); err != nil {
-				r.Error = err.Error()
-			}
-			r.SkewMS = r.Answer.Skew(began.Add(time.Since(began) / 2)).Milliseconds()
+			r := AskAgent(ctx, netip.MustParseAddrPort(agent))
 			mu.Lock()
 			defer mu.Unlock()
 			known[agent] = r
@@ -131,11 +145,11 @@ func AskAgents(ctx context.Context, cfg *config.Config) (problems []string) {
 	for i := range cookie {
 		for j := range cookie[i].Backends {
 			s, b := &cookie[i], &cookie[i].Backends[j]
-			r := known[netip.AddrPortFrom(b.Address, s.AgentPort).String()]
-			if r == nil {
+			r, asked := known[agentAddress(s, b)]
+			if !asked {
 				continue // agent_port is 0
 			}
-			if err := CookieProblem(s, b, key, r); err != nil {
+			if err := CookieProblem(s, b, key, &r); err != nil {
 				problems = append(problems, fmt.Sprintf("service %s, syn_defence: cookie, backend %s: %v", s.Name, b.Name, printable(err.Error())))
 			}
 		}
@@ -145,11 +159,6 @@ func AskAgents(ctx context.Context, cfg *config.Config) (problems []string) {
 
 // cookieState is what the agents that are known make of a service. admits is what its backends take, by name.
 func cookieState(s *config.Service, key string, known map[string]AgentReport, admits map[BackendKey]maglev.Admit) (state CookieState) {
-	problem := func(b *config.Backend, err error) {
-		if state.Problem == "" {
-			state.Problem = fmt.Sprintf("backend %s: %v", b.Name, err)
-		}
-	}
 	if s.AgentPort == 0 {
 		state.Problem = "agents are not asked: agent_port is 0"
 		return state
@@ -157,7 +166,7 @@ func cookieState(s *config.Service, key string, known map[string]AgentReport, ad
 	open := false
 	for i := range s.Backends {
 		b := &s.Backends[i]
-		r, asked := known[netip.AddrPortFrom(b.Address, s.AgentPort).String()]
+		r, asked := known[agentAddress(s, b)]
 		err := errors.New("its agent was not asked yet: does sluice-healthd run?")
 		if asked {
 			err = CookieProblem(s, b, key, &r)
@@ -170,8 +179,8 @@ func cookieState(s *config.Service, key string, known map[string]AgentReport, ad
 		}
 		if a := admits[BackendKey{s.Name, b.Name}]; a.State() == maglev.Up && a.Fraction() > 0 {
 			open = true
-			if err != nil {
-				problem(b, err)
+			if err != nil && state.Problem == "" {
+				state.Problem = fmt.Sprintf("backend %s: %s", b.Name, printable(err.Error()))
 			}
 		}
 	}
@@ -194,7 +203,7 @@ func (b *Book) Cookies() map[string]CookieState {
 	admits := b.ledger.admits(time.Now())
 	for i := range b.services {
 		s := &b.services[i]
-		if s.SYNDefence != config.SYNAuto && s.SYNDefence != config.SYNCookie {
+		if !mayUseCookies(s) {
 			continue
 		}
 		state := cookieState(s, b.cookieKey, b.agents, admits)
@@ -216,16 +225,29 @@ func (b *Book) Cookies() map[string]CookieState {
 	return now
 }
 
-// learn takes what agents said. The lock is held.
+// learn takes what agents said. Of those that are left out, as by a health daemon that has just started, what they said last holds.
+// The lock is held.
 func (b *Book) learn(reports []AgentReport) {
-	known := make(map[string]AgentReport, len(reports))
 	for _, r := range reports {
-		known[r.Agent] = r
+		if !b.asks(r.Agent) {
+			continue
+		}
+		if before, known := b.agents[r.Agent]; !known || !before.same(r) {
+			b.notice()
+		}
+		b.agents[r.Agent] = r
 	}
-	if !maps.EqualFunc(b.agents, known, AgentReport.same) {
-		b.notice()
-	}
-	b.agents = known
+}
+
+// forgetAgents keeps what is known of those agents alone that are to be asked. The lock is held.
+func (b *Book) forgetAgents() {
+	maps.DeleteFunc(b.agents, func(agent string, _ AgentReport) bool { return !b.asks(agent) })
+}
+
+// asks says whether an agent is one of those to ask. The lock is held.
+func (b *Book) asks(agent string) bool {
+	_, found := slices.BinarySearch(b.toAsk, agent)
+	return found
 }
 
 // same says whether two reports lead to the same offers.

@@ -141,6 +141,20 @@ func TestBookLearnsOfAgents(t *testing.T) {
 		!strings.Contains(got, "backend b: its clock is 1m0s ahead") {
 		t.Errorf("log:\n%s", got)
 	}
+	// A health daemon that has just started has not asked anybody yet.
+	if before := b.Cookies()["web"]; tell(4) || b.Cookies()["web"] != before {
+		t.Errorf("after a report without agents: %+v", b.Cookies())
+	}
+	if tell(5, AgentReport{Agent: "10.0.0.77:9546", Error: "nothing listens"}) {
+		t.Error("a notice about an agent that nobody asked for")
+	}
+	commit(b, cookieService(config.SYNCookie, "a"), other) // and b's is forgotten
+	commit(b, cookieService(config.SYNCookie, "a", "b"), other)
+	if got := b.Cookies()["web"].Problem; !strings.HasPrefix(got, "backend b: its agent was not asked yet") {
+		t.Errorf("a backend that has come back: %q", got)
+	}
+	tell(6, agentOf(1), later)
+	b.Cookies()
 	st := Status{Traffic: Traffic{Services: []Service{{ServiceStats: forwarder.ServiceStats{Name: "web"}}, {ServiceStats: forwarder.ServiceStats{Name: "other"}}}}}
 	b.Fill(&st)
 	if st.Traffic.Services[1].Cookies != "" || !strings.Contains(st.Traffic.Services[0].Cookies, "its clock is") {

@@ -64,7 +64,7 @@ type Book struct {
 	agents     map[string]AgentReport // the last of each agent, by its address and port
 	cookies    map[string]CookieState // as Cookies returned it last
 	targets    []Target
-	toAsk      []string // agents
+	toAsk      []string // agents, sorted
 	generation uint64
 	retargeted chan struct{} // closed and replaced when the targets change
 	started    time.Time
@@ -79,7 +79,7 @@ type Book struct {
 // no files. A file that is missing, or cannot be read, is like an empty one, said in the log.
 func NewBook(dir string, log *slog.Logger) *Book {
 	b := &Book{
-		dir: dir, log: log, boot: rand.Text(), admitted: make(chan struct{}, 1), ledger: &ledger{},
+		dir: dir, log: log, boot: rand.Text(), admitted: make(chan struct{}, 1), ledger: &ledger{}, agents: map[string]AgentReport{},
 		retargeted: make(chan struct{}), started: time.Now(),
 	}
 	if dir == "" {
@@ -144,6 +144,7 @@ func (p *Pending) commit() {
 	list, agents := targets(p.services), AgentsOf(p.services)
 	if !slices.Equal(list, b.targets) || !slices.Equal(agents, b.toAsk) || b.generation == 0 {
 		b.targets, b.toAsk = list, agents
+		b.forgetAgents()
 		b.generation++
 		close(b.retargeted)
 		b.retargeted = make(chan struct{})
