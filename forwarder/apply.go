@@ -172,7 +172,7 @@ func (e *Engine) removeService(s *serviceState, now int64) {
 func (e *Engine) applyService(s *serviceState, spec ServiceSpec, table *maglev.Table, now int64) *serviceState {
 	if s == nil {
 		s = &serviceState{number: e.takeNumber()}
-		s.base = e.sumService(s.number)
+		s.base, s.unknown = e.sumService(s.number), e.sumUnknown(s.number)
 	}
 	s.slots = e.applyBackends(s, &spec, now)
 	byIndex := make([]uint32, len(table.Names()))

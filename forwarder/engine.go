@@ -102,6 +102,8 @@ type serviceState struct {
 	switches uint64
 	flood    floodStart // of the last flood
 	ceilings *ceilings  // of its limits; nil: it never had any
+	// unknown is what had been counted of its unknown packets, by class, at the last LookShed.
+	unknown [steer.ShedPortless]uint64
 	// slots are those of the configured backends, by name.
 	slots map[string]uint32
 	// adopted says that live.Pool is a predecessor's: it can be the previous one, and no new flow can go by it.

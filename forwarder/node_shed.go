@@ -26,7 +26,6 @@ func (n *Node) followOverload(ctx context.Context) {
 func (n *Node) shed(ctx context.Context) {
 	tick := time.NewTicker(shedPeriod)
 	defer tick.Stop()
-	defer n.EndShed()
 	n.LookShed(0) // to compare with
 	began := time.Now()
 	last, pressed, behind := began, began, false

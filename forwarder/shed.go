@@ -140,8 +140,8 @@ type overload struct {
 	pressed chan struct{} // has room for one notice that a ring is half full
 	lasts   atomic.Bool   // something is shed
 	shedder
-	seen   map[shedKey]uint64 // what had been counted at the last look
-	places map[string]int     // of the services that are shed, by steer.Shed.Place
+	portless uint64         // what had been counted of these at the last look
+	places   map[string]int // of the services that are shed, by steer.Shed.Place
 }
 
 func newOverload() overload {
@@ -149,30 +149,27 @@ func newOverload() overload {
 }
 
 // LookShed looks at the workers' rings and at what they have taken since its last call, elapsed ago, and returns what is to be
-// shed from now on; changed says whether that is something else than before. The first call of an overload has nothing to
+// shed from now on; changed says whether that is something else than before. The first call of an overload is to have something to
 // compare with, and changes nothing.
 func (e *Engine) LookShed(elapsed time.Duration) (list []steer.Shed, changed bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	pressure, now := uint32(0), map[shedKey]uint64{}
+	pressure, portless, came := uint32(0), uint64(0), map[shedKey]uint64{}
 	for _, w := range e.workers {
 		pressure = max(pressure, w.pressure.Swap(0))
-		now[shedKey{"", steer.ShedPortless}] += w.count.shared.portless.Load()
+		portless += w.count.shared.portless.Load()
 	}
+	came[shedKey{"", steer.ShedPortless}] = portless - e.overload.portless
+	e.overload.portless = portless
 	for name, s := range e.services {
-		for _, w := range e.workers {
-			for class := range w.count.shared.services[s.number].unknown {
-				now[shedKey{name, class}] += w.count.shared.services[s.number].unknown[class].Load()
+		now := e.sumUnknown(s.number)
+		for class, n := range now {
+			if n != s.unknown[class] { // of most services nothing comes
+				came[shedKey{name, class}] = n - s.unknown[class]
 			}
 		}
+		s.unknown = now
 	}
-	came := map[shedKey]uint64{}
-	for k, n := range now {
-		if before, known := e.overload.seen[k]; known && n > before {
-			came[k] = n - before
-		}
-	}
-	e.overload.seen = now
 	changed = e.overload.look(pressure, came, elapsed)
 	for k := range e.overload.share {
 		if k.service != "" && e.services[k.service] == nil {
@@ -187,11 +184,14 @@ func (e *Engine) LookShed(elapsed time.Duration) (list []steer.Shed, changed boo
 	return e.sheds(), true
 }
 
-// EndShed forgets what was counted: the overload is over.
-func (e *Engine) EndShed() {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.overload.seen = nil
+// sumUnknown adds up what all workers counted of a service number's unknown packets, by class.
+func (e *Engine) sumUnknown(number uint32) (sum [steer.ShedPortless]uint64) {
+	for _, w := range e.workers {
+		for class := range sum {
+			sum[class] += w.count.shared.services[number].unknown[class].Load()
+		}
+	}
+	return sum
 }
 
 // sheds is what is to be shed as the XDP program takes it. e.mu is held.
