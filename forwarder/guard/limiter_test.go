@@ -220,7 +220,7 @@ func TestFloodOfSources(t *testing.T) {
 		seconds = 2
 	}
 	if raceEnabled { // which has nothing to see here
-		t.Skip("one goroutine")
+		t.Skip("the race detector has one goroutine to look at, and takes minutes; .ci/test runs this package without it too")
 	}
 	for name, c := range map[string]struct{ source, flood Rate }{
 		"one limit":       {NewRate(10, time.Second), NewRate(10, time.Second)},

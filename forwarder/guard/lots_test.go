@@ -85,7 +85,7 @@ func TestRefusedLately(t *testing.T) {
 // those within it lose nothing, whether or not somebody has filled the filters.
 func TestLotsKeepRates(t *testing.T) {
 	if raceEnabled { // which has nothing to see here
-		t.Skip("one goroutine")
+		t.Skip("the race detector has one goroutine to look at, and takes minutes; .ci/test runs this package without it too")
 	}
 	want := 200_000.0
 	if testing.Short() {
