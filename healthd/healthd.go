@@ -25,11 +25,13 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 )
 
@@ -54,17 +56,17 @@ const (
 	minInterval   = 10 * time.Millisecond // less is taken for a mistake
 )
 
-// The types of checks that this version knows.
-const (
-	checkTCP  = "tcp"
-	checkHTTP = "http"
-)
+// Target is one backend to probe on behalf of one service.
+type Target struct {
+	Service, Backend, Address string
+	Check                     config.Check
+}
 
 // Daemon probes the backends of one forwarder.
 type Daemon struct {
 	forwarder Forwarder
 	log       *slog.Logger
-	probe     func(context.Context, netip.AddrPort, control.Check) result
+	probe     func(context.Context, netip.AddrPort, config.Check) result
 	source    string
 
 	mu         sync.Mutex
@@ -83,7 +85,7 @@ type key struct{ service, backend string }
 
 // monitor is one backend that is probed.
 type monitor struct {
-	target control.Target
+	target Target
 	addr   netip.AddrPort
 	stop   context.CancelFunc
 
@@ -172,9 +174,14 @@ func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool)
 	started := d.boot != targets.Boot
 	d.boot, d.generation = targets.Boot, targets.Generation
 
-	wanted := make(map[key]control.Target, len(targets.Targets))
-	for _, t := range targets.Targets {
-		wanted[key{t.Service, t.Backend}] = t
+	wanted := make(map[key]Target)
+	for _, s := range targets.Services {
+		if s.Check == nil {
+			continue
+		}
+		for _, b := range s.Backends {
+			wanted[key{s.Name, b.Name}] = Target{s.Name, b.Name, b.Address.String(), *s.Check}
+		}
 	}
 	added, changed, removed := 0, 0, 0
 	for k, m := range d.monitors {
@@ -186,7 +193,7 @@ func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool)
 	}
 	for k, t := range wanted {
 		old := d.monitors[k]
-		if old != nil && old.target.Address == t.Address && old.target.Check == t.Check {
+		if old != nil && old.target.Address == t.Address && reflect.DeepEqual(old.target.Check, t.Check) {
 			continue // whatever else has changed is nothing to the probes
 		}
 		addr, err := target(t)
@@ -221,14 +228,14 @@ func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool)
 }
 
 // target checks what the forwarder wants to have probed.
-func target(t control.Target) (netip.AddrPort, error) {
+func target(t Target) (netip.AddrPort, error) {
 	addr, err := netip.ParseAddr(t.Address)
 	switch {
 	case err != nil:
 		return netip.AddrPort{}, err
-	case t.Check.Type != checkTCP && t.Check.Type != checkHTTP:
+	case t.Check.Type != config.CheckTCP && t.Check.Type != config.CheckHTTP:
 		return netip.AddrPort{}, fmt.Errorf("check type %q: this version knows %s and %s; is sluice-healthd older than sluice?",
-			t.Check.Type, checkTCP, checkHTTP)
+			t.Check.Type, config.CheckTCP, config.CheckHTTP)
 	case t.Check.Port == 0:
 		return netip.AddrPort{}, errors.New("check port 0: expected 1 to 65535")
 	case time.Duration(t.Check.Interval) < minInterval:
@@ -300,7 +307,7 @@ func (d *Daemon) report(ctx context.Context) {
 		wait := heartbeat
 		if r, ok := d.known(); ok {
 			sequence++
-			r.Sequence = sequence
+			r.Version = sequence
 			if err := d.send(ctx, r); err != nil {
 				if backoff == 0 && ctx.Err() == nil {
 					d.log.Warn("a health report was not taken; sending again", "error", err)

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/config"
 )
 
 // result is what one probe saw.
@@ -71,13 +71,13 @@ func (p *prober) dial(ctx context.Context, network, address string) (net.Conn, e
 
 // probe makes one probe of addr, within the check's timeout, which covers everything from the first SYN to the last
 // byte. addr is the backend's own address with the check's port.
-func (p *prober) probe(ctx context.Context, addr netip.AddrPort, check control.Check) result {
+func (p *prober) probe(ctx context.Context, addr netip.AddrPort, check config.Check) result {
 	timeout := time.Duration(check.Timeout)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var evidence string
 	var err error
-	if check.Type == checkHTTP {
+	if check.Type == config.CheckHTTP {
 		evidence, err = p.get(ctx, addr, check.Path)
 	} else {
 		evidence, err = p.connect(ctx, addr)

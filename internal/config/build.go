@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/seed"
@@ -45,6 +46,8 @@ func (v value) config() *Config {
 	c.SYNDefence = p.synDefence
 	agentPort, _ := top.field("agent_port").integer(0, 65535)
 	c.AgentPort, p.agentPort = uint16(agentPort), uint16(agentPort)
+	c.Health.ExecDirectory, _ = top.section("health").field("exec_directory").absolutePath()
+	p.execDirectory = strings.TrimSuffix(c.Health.ExecDirectory, "/")
 	limits := top.section("limits")
 	c.Limits = limits.limits(p)
 	c.Services = top.field("services").services(p)
@@ -183,8 +186,10 @@ type places struct {
 	services   []placed
 	synDefence SYNDefence // of services that say nothing else
 	agentPort  uint16
-	perSource  limited // of Config.Limits
-	node       limited
+	// execDirectory is Config.Health.ExecDirectory.
+	execDirectory string
+	perSource     limited // of Config.Limits
+	node          limited
 }
 
 // placed is a service and where its parts stand.
@@ -210,7 +215,7 @@ func (v value) services(p *places) (out []Service) {
 		if !ok {
 			continue
 		}
-		s := m.service(seen)
+		s := m.service(seen, p.execDirectory)
 		m.guard(&s, p.synDefence, p.agentPort)
 		slots += len(s.Backends)
 		p.services = append(p.services, s)
@@ -222,7 +227,7 @@ func (v value) services(p *places) (out []Service) {
 	return out
 }
 
-func (m mapping) service(seen names) (s placed) {
+func (m mapping) service(seen names, execDirectory string) (s placed) {
 	name := m.field("name")
 	s.Name, _ = name.name()
 	seen.once(name, s.Name, "name")
@@ -237,11 +242,7 @@ func (m mapping) service(seen names) (s placed) {
 	s.OnNoBackend, _ = enum(m.field("on_no_backend"), NoBackendDrop, NoBackendReject)
 	m.flows(&s)
 	m.backends(&s)
-	if v := m.field("check"); !v.missing() {
-		if check, ok := v.mapping(); ok {
-			s.Check = check.check(&s.Service)
-		}
-	}
+	m.health(&s.Service, execDirectory)
 	return s
 }
 
@@ -255,34 +256,6 @@ func (m mapping) clamp(s *Service) Clamp {
 			"SYNs are changed for tcp and forward: nat only; with ipip and gue, sluice-agent --clamp-mss changes SYN-ACKs")
 	}
 	return 0
-}
-
-func (m mapping) check(s *Service) *Check {
-	c := &Check{}
-	c.Type, _ = enum(m.field("type"), CheckTCP, CheckHTTP)
-	if v := m.field("port"); !v.missing() {
-		n, _ := v.integer(1, 65535)
-		c.Port = uint16(n)
-	} else if port, single := s.receives(); single && s.Protocol == TCP {
-		c.Port = port
-	} else if len(s.Ports) > 0 && s.Protocol != "" {
-		m.at.refuseAs("no port", kinds["port"],
-			"only a TCP service whose backends receive on a single port lends it to its check")
-	}
-	if v, given := m.present["path"]; given && c.Type == CheckTCP {
-		v.refuseAs("a path", "none", "a tcp check asks for nothing; type: http does")
-	} else if c.Type == CheckHTTP {
-		c.Path, _ = m.field("path").urlPath()
-	}
-	interval, timeout := m.field("interval"), m.field("timeout")
-	c.Interval, _ = interval.duration(100*time.Millisecond, time.Hour)
-	c.Timeout, _ = timeout.duration(10*time.Millisecond, time.Hour)
-	if c.Interval != 0 && c.Timeout >= c.Interval {
-		timeout.refuseAs(fmt.Sprintf("a timeout of %v for an interval of %v", c.Timeout, c.Interval), "a timeout shorter than the interval", "")
-	}
-	c.Rise, _ = m.field("rise").integer(1, maxRiseAndFall)
-	c.Fall, _ = m.field("fall").integer(1, maxRiseAndFall)
-	return c
 }
 
 // receives returns the port that all backends receive on, if there is one.

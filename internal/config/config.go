@@ -42,6 +42,7 @@ type Config struct {
 	Limits     Limits        `yaml:"limits"`
 	SYNDefence SYNDefence    `yaml:"syn_defence"` // of services that say nothing else
 	AgentPort  uint16        `yaml:"agent_port"`  // TCP port on which agents are asked what they can; 0: they are not
+	Health     Health        `yaml:"health,omitempty"`
 	Metrics    Metrics       `yaml:"metrics"`
 	DrainTime  time.Duration `yaml:"drain_time"`
 	Log        Log           `yaml:"log"`
@@ -140,8 +141,14 @@ type Service struct {
 	Limits       ServiceLimits `yaml:"limits,omitempty"`    // beside Config.Limits: a packet has to keep both
 	SYNDefence   SYNDefence    `yaml:"syn_defence"`         // what is in force for the service; off for UDP
 	AgentPort    uint16        `yaml:"-"`                   // Config.AgentPort
-	Check        *Check        `yaml:"check,omitempty"`     // nil: the backends count as up
-	Backends     []Backend     `yaml:"backends"`            // at least one, in the file's order
+	Check        *Check        `yaml:"check,omitempty"`     // who lives; nil: the backends count as up
+	Readiness    *Check        `yaml:"readiness,omitempty"` // who gets new flows of these; nil: all. Only beside Check
+	Passive      Passive       `yaml:"passive"`
+	// PanicThreshold is the percentage of backends that have to be alive for health to count; 0: one has to.
+	PanicThreshold int `yaml:"panic_threshold"`
+	// Quorum is how many backends have to be alive for the service to be worth announcing; at least 1.
+	Quorum   int       `yaml:"quorum"`
+	Backends []Backend `yaml:"backends"` // at least one, in the file's order
 }
 
 // Protocol is the transport protocol of a service.
@@ -238,26 +245,6 @@ type Lifetimes struct {
 	Established time.Duration `yaml:"established"`       // from then on
 	Closing     time.Duration `yaml:"closing,omitempty"` // after a FIN or RST; zero for UDP
 }
-
-// Check is how healthd probes the backends of a service.
-type Check struct {
-	Type     CheckType     `yaml:"type"`
-	Port     uint16        `yaml:"port"`
-	Path     string        `yaml:"path,omitempty"` // http only: begins with a slash
-	Interval time.Duration `yaml:"interval"`
-	Timeout  time.Duration `yaml:"timeout"` // shorter than Interval
-	Rise     int           `yaml:"rise"`    // good probes in a row that bring a backend up
-	Fall     int           `yaml:"fall"`    // bad probes in a row that take it down
-}
-
-// CheckType is the kind of a probe.
-type CheckType string
-
-// The kinds of probes.
-const (
-	CheckTCP  CheckType = "tcp"  // a connection is accepted
-	CheckHTTP CheckType = "http" // GET answers with a status from 200 to 399
-)
 
 // Backend is a server behind a service.
 type Backend struct {

@@ -1,6 +1,9 @@
 package config
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // field is one line of the schema.
 type field struct {
@@ -13,7 +16,12 @@ type field struct {
 
 // schema is every field that a file may have, in the order of the reference. The parser looks names, defaults and
 // requirements up here and has none of its own.
-var schema = []field{
+var schema = slices.Concat(schemaToCheck, checkFields("services[].check"), []field{
+	{"services[].readiness", "mapping", "", false, "A second, deeper check beside `check`: backends that fail it get no new flows, but keep those that they have. If all that live fail it, it is ignored. It has the fields of `check`."},
+}, checkFields("services[].readiness"), schemaFromPassive)
+
+// schemaToCheck is the schema up to services[].check.
+var schemaToCheck = []field{
 	{"node", "name", "", false, "The name of this node in status, metrics and logs. Without it the host name is taken."},
 
 	{"group", "mapping", "", false, "The nodes that share the VIPs' traffic."},
@@ -81,14 +89,20 @@ var schema = []field{
 	{"services[].limits.total.burst", "duration", "1s", false, "How much of each rate may come at once, as in `limits.per_source.burst`."},
 	{"services[].limits.total.action", "action", "drop", false, "What becomes of packets beyond these rates, as in `limits.per_source.action`."},
 	{"services[].syn_defence", "syndefence", "", false, "The service's own `syn_defence`. Without it, the one at the top; for UDP it is off."},
-	{"services[].check", "mapping", "", false, "How healthd probes the backends, at their own addresses. Without it, all of them count as up."},
-	{"services[].check.type", "check", "", true, "`tcp`: a connection is accepted. `http`: GET answers with a status from 200 to 399; redirects are not followed."},
-	{"services[].check.port", "port", "", false, "The TCP port to probe. Required unless the service is TCP and its backends receive on a single port, which is then taken."},
-	{"services[].check.path", "urlpath", "/", false, "What to GET. For `http` only."},
-	{"services[].check.interval", "duration", "2s", false, "The time from one probe to the next (100ms to 1h)."},
-	{"services[].check.timeout", "duration", "1s", false, "How long a probe may take (10ms and more). Shorter than `interval`."},
-	{"services[].check.rise", "count", "2", false, "How many good probes in a row bring a backend up that was down (1 to 100)."},
-	{"services[].check.fall", "count", "3", false, "How many bad probes in a row take a backend down that was up (1 to 100)."},
+
+	{"services[].check", "mapping", "", false, "How healthd finds out which backends live. Without it, all of them count as up."},
+}
+
+// schemaFromPassive is the schema after the fields of checks.
+var schemaFromPassive = []field{
+	{"services[].passive", "mapping", "", false, "What becomes of backends at which new connections fail, as the packets of clients show: [how that is seen](health.md#passive-health)."},
+	{"services[].passive.mode", "passive", "eject", false, "`eject`: such a backend gets no new flows for a while, and keeps those that it has. `observe`: it is only told. `off`: nobody looks."},
+	{"services[].passive.ejection", "duration", "10s", false, "How long the first ejection lasts (1s to 1h). Each further one lasts twice as long as the one before, until the backend has been fine for a while."},
+	{"services[].passive.longest", "duration", "5m", false, "How long an ejection lasts at most."},
+	{"services[].passive.max_share", "count", "25", false, "How many percent of the service's backends may be ejected or down before no more are ejected (1 to 100). One may be always, but never the last."},
+	{"services[].panic_threshold", "count", "0", false, "If fewer than this percentage of the backends (weight above 0, not drained by hand) would be left by health, it is ignored, and all of them take flows (0 to 100). 0: only when none would be left."},
+	{"services[].quorum", "count", "1", false, "How many backends have to be healthy for the service to be worth announcing. `sluice health` and `sluice_service_quorum_met` tell."},
+
 	{"services[].backends", "list", "", true, "The servers, 1 to 65535. Each name and each address once; their order does not matter."},
 	{"services[].backends[].name", "name", "", true, "The name of the backend. It decides which flows the backend gets: keep it when the address changes, and those of other backends stay in place."},
 	{"services[].backends[].address", "backend", "", true, "The backend's own address, to which packets are sent. Never a VIP, never the node's own. The same address may stand in several services; each counts its flows there for itself."},
@@ -118,6 +132,9 @@ var schema = []field{
 
 	{"syn_defence", "syndefence", "off", false, "Who answers SYNs. `off`: the backends. `challenge`: the node, until the source has proved that its address is not forged, which costs the first connection of each source a SYN that is sent again. `auto`: while SYNs flood the service the node, with cookies if the agents of all backends that take new flows say that they accept them, else with challenges; else the backends. `cookie`: the node, with a SYN cookie, which the agents of all backends have to take (`--cookie-seed`, and `--nat` with `forward: nat`)."},
 	{"agent_port", "port0", "9546", false, "The TCP port on which sluice-healthd asks the agents of services with `syn_defence` auto or cookie what they accept (`--listen` there). 0: they are not asked, and `auto` answers with challenges."},
+
+	{"health", "mapping", "", false, "What concerns the checks of all services."},
+	{"health.exec_directory", "path", "", false, "The directory of the programs that checks of type `exec` may run. Programs and directory belong to root, and nobody else may write to them. Without it there are no such checks."},
 
 	{"metrics", "mapping", "", false, "Prometheus metrics and readiness."},
 	{"metrics.listen", "addrport", "127.0.0.1:9545", false, "The address and port that serve `/metrics` and `/readyz`."},
@@ -163,7 +180,20 @@ var kinds = map[string]string{
 	"ondown":      "keep, rehash or reset",
 	"switch":      "on or off",
 	"weight":      "a number from 0 to 65535",
-	"check":       "tcp or http",
+	"check":       "tcp, http, https, http2, grpc, udp, dns, ping, exec or agent",
+	"via":         "direct or tunnel",
+	"passive":     "off, observe or eject",
+	"hostname":    "a host name or address, perhaps with a port",
+	"header":      "the name of a header",
+	"headers":     "a list of headers",
+	"expheader":   "a header such as \"Name: value\", or its name",
+	"statuses":    "a status from 100 to 599, a range such as 200-399, or a list of both",
+	"bytes":       "text of at most 2048 bytes, or bytes such as 0x00ff",
+	"regexp":      "a regular expression (RE2) on one line",
+	"line":        "a line of text",
+	"dnstype":     "A, AAAA, NS, SOA, MX, TXT or CNAME",
+	"words":       "a list of words",
+	"word":        "a word",
 	"urlpath":     "a path that begins with a slash",
 	"duration":    "a duration such as 500ms, 2s or 1m",
 	"addrport":    "an IP address and port such as 127.0.0.1:9545",
@@ -178,7 +208,7 @@ var kinds = map[string]string{
 }
 
 // elements maps the types of lists to those of their elements.
-var elements = map[string]string{"sources": "source", "paths": "path"}
+var elements = map[string]string{"sources": "source", "paths": "path", "headers": "expheader", "words": "word"}
 
 // special holds defaults that some services have in place of the schema's: which services, and what the default is there.
 var special = map[string]struct{ of, def string }{
@@ -195,11 +225,6 @@ var absent = map[string]string{
 	"services[].limits.per_source.table":       "limits.per_source has it, for all services",
 	"services[].limits.node":                   "limits has it; a service has total",
 	"limits.total":                             "services have it; limits has node",
-}
-
-// absentValues holds values that other versions have.
-var absentValues = map[string][]string{
-	"services[].check.type": {"https", "http2", "grpc", "udp", "dns", "ping", "exec"},
 }
 
 // limits that a whole file has to keep.

@@ -94,12 +94,7 @@ func enum[T ~string](v value, words ...T) (T, bool) {
 		list[i] = string(w)
 	}
 	hint := ""
-	for _, later := range absentValues[v.schema] {
-		if s == later {
-			hint = "this version does not have " + later
-		}
-	}
-	if near := nearest(s, list); near != "" && hint == "" {
+	if near := nearest(s, list); near != "" {
 		hint = "did you mean " + near + "?"
 	}
 	v.refuse(hint)

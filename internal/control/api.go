@@ -5,7 +5,6 @@ import (
 
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/forwarder/packet"
-	"github.com/sluice-lb/sluice/internal/agent/capability"
 	"github.com/sluice-lb/sluice/internal/config"
 )
 
@@ -95,13 +94,6 @@ type DrainResult struct {
 	Backend Backend `json:"backend"`
 }
 
-// Health is what is known about a backend.
-type Health struct {
-	State    State     `json:"state"`
-	Since    time.Time `json:"since,omitzero"`     // when the state began
-	Evidence string    `json:"evidence,omitempty"` // what the deciding probe saw, in words
-}
-
 // Dropped is packets by the name of the reason for which they were not forwarded. Reasons that never occurred are
 // left out.
 type Dropped map[string]uint64
@@ -113,105 +105,6 @@ func (d Dropped) Total() uint64 {
 		n += v
 	}
 	return n
-}
-
-// HealthStatus tells where the node's knowledge of health comes from.
-type HealthStatus struct {
-	Source   string    `json:"source"`            // who reported last; empty when nobody has since the start
-	Reported time.Time `json:"reported,omitzero"` // when; left out when nobody has since the start
-	AgeMS    int64     `json:"age_ms"`            // milliseconds since then, or since the start
-	Stale    bool      `json:"stale"`             // there is something to check and nobody reports: the last known health is in use
-	Restored int       `json:"restored"`          // backends of which only what was on disk at the start is known
-	Unsaved  string    `json:"unsaved,omitempty"` // why health could not be written to disk, or empty
-}
-
-// State is what health says about a backend.
-type State string
-
-// The states of health. Reports carry StateUp and StateDown only.
-const (
-	StateUnknown State = "unknown" // nothing is known yet
-	StateUp      State = "up"
-	StateDown    State = "down"
-	StateNone    State = "none" // the service has no check
-)
-
-// BackendHealth is one backend of one service in a HealthReport.
-type BackendHealth struct {
-	Service string `json:"service"`
-	Backend string `json:"backend"`
-	Health
-}
-
-// Targets is the answer to GET /v1/health/targets: what a health daemon is to probe.
-type Targets struct {
-	Boot       string   `json:"boot"`       // random at each start of the daemon
-	Generation uint64   `json:"generation"` // grows when the list changes
-	Targets    []Target `json:"targets"`    // only backends of services with a check
-	Agents     []string `json:"agents"`     // addresses and ports of agents to ask what they can: "10.0.0.11:9546"
-}
-
-// Target is one backend to probe on behalf of one service.
-type Target struct {
-	Service  string `json:"service"`
-	Backend  string `json:"backend"`
-	Address  string `json:"address"` // the backend's own address
-	VIP      string `json:"vip"`
-	Protocol string `json:"protocol"` // of the service
-	Check    Check  `json:"check"`
-}
-
-// Check is how to probe; see config.Check.
-type Check struct {
-	Type     string   `json:"type"` // tcp | http
-	Port     uint16   `json:"port"`
-	Path     string   `json:"path,omitempty"` // http only
-	Interval Duration `json:"interval"`
-	Timeout  Duration `json:"timeout"`
-	Rise     int      `json:"rise"`
-	Fall     int      `json:"fall"`
-}
-
-// Duration is a time.Duration that is written as "2s" in JSON.
-type Duration time.Duration
-
-// MarshalText writes d as time.Duration.String does.
-func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
-
-// UnmarshalText reads what time.ParseDuration reads.
-func (d *Duration) UnmarshalText(text []byte) error {
-	v, err := time.ParseDuration(string(text))
-	*d = Duration(v)
-	return err
-}
-
-// HealthReport is the body of PUT /v1/health: everything that a health daemon knows, each time. Sending it twice has
-// the effect of sending it once. Backends that the current configuration does not have are ignored, and those that it
-// leaves out keep what was known about them.
-type HealthReport struct {
-	Boot       string `json:"boot"`       // of the Targets that it answers; 409 when the daemon has another
-	Generation uint64 `json:"generation"` // likewise; an older one is fine
-	// Source names the sender, and is another one each time the sender starts: "lb1/4f2a". Reports of one source with
-	// a sequence that is not above the last are late ones, and ignored.
-	Source   string          `json:"source"`
-	Sequence uint64          `json:"sequence"`
-	Backends []BackendHealth `json:"backends"`
-	// Agents is what agents answered: of each of Targets.Agents that was asked, the last. What those said that it leaves out holds.
-	Agents []AgentReport `json:"agents"`
-}
-
-// AgentReport is what an agent says that it can.
-type AgentReport struct {
-	Agent  string            `json:"agent"`           // as in Targets.Agents
-	Error  string            `json:"error,omitempty"` // why there is no answer; then all the rest is empty
-	SkewMS int64             `json:"skew_ms"`         // by how much its clock is ahead of the asking one's, milliseconds
-	Answer capability.Answer `json:"answer"`
-}
-
-// HealthAnswer is the answer to a HealthReport that was taken.
-type HealthAnswer struct {
-	Boot       string `json:"boot"`
-	Generation uint64 `json:"generation"` // above the report's: the targets have changed, ask again
 }
 
 // ReloadResult is the answer to POST /v1/reload that was taken.

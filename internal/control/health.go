@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -63,7 +64,7 @@ type Book struct {
 	cookieKey  string
 	agents     map[string]AgentReport // the last of each agent, by its address and port
 	cookies    map[string]CookieState // as Cookies returned it last
-	targets    []Target
+	targets    []TargetService
 	toAsk      []string // agents, sorted
 	generation uint64
 	retargeted chan struct{} // closed and replaced when the targets change
@@ -142,7 +143,7 @@ func (p *Pending) commit() {
 	b.dirty = true
 	b.services = p.services
 	list, agents := targets(p.services), AgentsOf(p.services)
-	if !slices.Equal(list, b.targets) || !slices.Equal(agents, b.toAsk) || b.generation == 0 {
+	if !reflect.DeepEqual(list, b.targets) || !slices.Equal(agents, b.toAsk) || b.generation == 0 {
 		b.targets, b.toAsk = list, agents
 		b.forgetAgents()
 		b.generation++
@@ -190,7 +191,7 @@ func (b *Book) Waiting() []string {
 func (b *Book) Targets(ctx context.Context, boot string, generation uint64) Targets {
 	for {
 		b.mu.Lock()
-		t := Targets{Boot: b.boot, Generation: b.generation, Targets: slices.Clone(b.targets), Agents: slices.Clone(b.toAsk)}
+		t := Targets{Boot: b.boot, Generation: b.generation, Services: slices.Clone(b.targets), Agents: slices.Clone(b.toAsk)}
 		newer := b.retargeted
 		b.mu.Unlock()
 		if t.Generation > 0 && (t.Boot != boot || t.Generation != generation) {
@@ -216,7 +217,7 @@ func (b *Book) Report(r HealthReport) (HealthAnswer, error) {
 	if r.Boot != b.boot {
 		return HealthAnswer{}, ErrBoot
 	}
-	if r.Source == b.source && r.Sequence <= b.sequence {
+	if r.Source == b.source && r.Version <= b.sequence {
 		return answer, nil // a late one: what came after it is known already
 	}
 	now := time.Now()
@@ -226,7 +227,7 @@ func (b *Book) Report(r HealthReport) (HealthAnswer, error) {
 	case now.Sub(b.reported) > staleAfter:
 		b.log.Info("health daemon reports again", "source", r.Source, "silent", now.Sub(b.reported))
 	}
-	b.source, b.sequence, b.reported = r.Source, r.Sequence, now
+	b.source, b.sequence, b.reported = r.Source, r.Version, now
 	b.learn(r.Agents)
 	for _, t := range b.ledger.report(r.Backends, now) {
 		level := slog.LevelInfo

@@ -99,7 +99,7 @@ func (l *ledger) next(services []config.Service, disk savedState, now time.Time)
 		case old != nil && old.check != nil:
 			s.opens = old.opens
 		case old == nil:
-			s.opens = now.Add(graceIntervals * c.Check.Interval)
+			s.opens = now.Add(graceIntervals * time.Duration(c.Check.Interval))
 		}
 		for _, cb := range c.Backends {
 			b := &ledgerBackend{name: cb.Name, address: cb.Address, health: Health{State: StateUnknown}, fresh: old == nil}
@@ -222,23 +222,22 @@ func (l *ledger) waiting(now time.Time) (names []string) {
 	return names
 }
 
-// targets returns what is to be probed.
-func targets(services []config.Service) []Target {
-	list := []Target{}
-	for _, s := range services {
-		if s.Check == nil {
+// targets returns what a health daemon is to look at.
+func targets(services []config.Service) []TargetService {
+	list := []TargetService{}
+	for i := range services {
+		s := &services[i]
+		if s.Check == nil && s.Passive.Mode == config.PassiveOff {
 			continue
 		}
-		for _, b := range s.Backends {
-			list = append(list, Target{
-				Service: s.Name, Backend: b.Name, Address: b.Address.String(), VIP: s.VIP.String(), Protocol: string(s.Protocol),
-				Check: Check{
-					Type: string(s.Check.Type), Port: s.Check.Port, Path: s.Check.Path,
-					Interval: Duration(s.Check.Interval), Timeout: Duration(s.Check.Timeout),
-					Rise: s.Check.Rise, Fall: s.Check.Fall,
-				},
-			})
+		t := TargetService{
+			Name: s.Name, VIP: s.VIP, Protocol: string(s.Protocol), Forward: string(s.Forward), Scheduler: string(s.Scheduler),
+			Check: s.Check, Readiness: s.Readiness, Passive: s.Passive, Backends: []TargetBackend{},
 		}
+		for _, b := range s.Backends {
+			t.Backends = append(t.Backends, TargetBackend{Name: b.Name, Address: b.Address, Out: b.Weight == 0})
+		}
+		list = append(list, t)
 	}
 	return list
 }
