@@ -116,7 +116,11 @@ func (m mapping) check(s *Service, allowed programs) *Check {
 		c.Expect = m.section("expect").expect(c.Type)
 	}
 	if _, given := m.present["tls"]; c.Type == CheckHTTPS || given && c.Type.uses("tls") {
-		c.TLS = m.section("tls").checkTLS()
+		tls := m.section("tls")
+		c.TLS = tls.checkTLS()
+		if c.TLS.Verify && tls.field("server_name").missing() && m.field("host").missing() {
+			tls.at.warn("neither host nor tls.server_name: the certificate has to be for the address that is probed, which few are")
+		}
 	}
 	switch c.Type {
 	case CheckGRPC:

@@ -62,18 +62,18 @@ func (v value) directoryOfPrograms(path string) {
 
 // program looks whether path is a program that only root can change. A link leads to another place, where the same holds.
 func (v value) program(path, directory string) {
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	var info fs.FileInfo
 	if err == nil {
-		info, err = os.Stat(real)
+		info, err = os.Stat(target)
 	}
 	switch {
 	case err != nil:
 		v.refuseAs(reason(path, err), "a program", "")
 	case !info.Mode().IsRegular() || info.Mode()&0o111 == 0:
 		v.refuseAs(quote(path)+", which cannot be executed", "a program", "")
-	case v.onlyRoots(real, info) && filepath.Dir(real) != directory:
-		v.directoryOfPrograms(filepath.Dir(real))
+	case v.onlyRoots(target, info) && filepath.Dir(target) != directory:
+		v.directoryOfPrograms(filepath.Dir(target))
 	}
 }
 

@@ -287,6 +287,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(udp(with("flow_table: off\n    lifetimes: {new: 1m, established: 5s, closing: 2h}"))))
 	f.Add([]byte("limits: {deny: [10.0.0.0/8, '::/0', 192.0.2.1], allow_files: [/b, /a], per_source: {packets: 50k/s, burst: 100ms}, node: {syns: 7/s, action: observe}}\n" +
 		"syn_defence: auto\n" + with("syn_defence: challenge\n    limits: {allow: ['2001:db8::/32'], total: {flows: 1M/s}}")))
+	f.Add([]byte(checking(`{type: https, via: tunnel, host: "a:443", expect: {status: [200, 300-302], headers: [A, "B: c"], body: 0x00, body_regexp: "a|b"}, tls: {verify: off}}`)))
+	f.Add([]byte(checking("{type: exec, command: [/checks/a, -x], memory: 1M}\n    readiness: {type: dns, port: 53, query: {name: ., type: NS}}\n    passive: {mode: off}\n    quorum: 2")))
+	f.Add([]byte(checking("{type: agent, port: 1, send: \"a\\r\\n\"}\n    readiness: {type: grpc, grpc_service: a.B, tls: {cert_file: /c, key_file: /k}}\n    panic_threshold: 50")))
 	f.Add([]byte("a: [\x00"))
 	f.Add([]byte("? {a: b}\n: !!binary x\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
