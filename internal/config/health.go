@@ -183,7 +183,7 @@ func (m mapping) health(s *Service, allowed programs) {
 	quorum := m.field("quorum")
 	s.Quorum, _ = quorum.integer(1, maxBackends)
 	if n := len(s.Backends); n > 0 && s.Quorum > n {
-		quorum.refuseAs(fmt.Sprintf("a quorum of %d for %d backends", s.Quorum, n), "at most as many as there are backends", "it would never be met")
+		quorum.refuseAs(quorum.describe(), fmt.Sprintf("at most %d", n), "there are no more backends, and it would never be met")
 	}
 }
 

@@ -231,6 +231,6 @@ var healthRefusals = []refusal{
 		"f:10:13: services[0].quorum: found 0, expected a number from 1 to 65535",
 	}},
 	{"quorum that is never met", valid, with("quorum: 3"), []string{
-		"f:9:13: services[0].quorum: found a quorum of 3 for 2 backends, expected at most as many as there are backends (it would never be met)",
+		"f:9:13: services[0].quorum: found 3, expected at most 2 (there are no more backends, and it would never be met)",
 	}},
 }
