@@ -138,6 +138,7 @@ func New(f Forwarder, o Options) *Daemon {
 // it is looked for as long as it takes.
 func (d *Daemon) Run(ctx context.Context) error {
 	d.schedule = newSchedule(ctx, d.most, d.probeOnce)
+	d.pulse.base = time.Now()
 	var all sync.WaitGroup
 	all.Go(func() { d.pulse.serve(ctx, d.resumed) })
 	all.Go(d.schedule.serve)

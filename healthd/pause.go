@@ -13,24 +13,24 @@ const (
 	longPause = 500 * time.Millisecond // between two beats: more than load does to a healthy node
 )
 
-// pulse is that clock. Its zero value has not begun.
+// pulse is that clock.
 type pulse struct {
-	last   atomic.Int64 // the last beat, since epoch
-	paused atomic.Int64 // the end of the last pause, since epoch
+	base   time.Time
+	last   atomic.Int64 // the last beat, since base
+	paused atomic.Int64 // the end of the last pause, since base
 }
 
 // serve beats until ctx is done, and calls told after each pause with how long it was.
 func (p *pulse) serve(ctx context.Context, told func(time.Duration)) {
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
-	p.last.Store(int64(time.Since(epoch)))
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		now := int64(time.Since(epoch))
+		now := int64(time.Since(p.base))
 		gap := time.Duration(now - p.last.Load())
 		if gap > longPause {
 			p.paused.Store(now) // before the beat: whoever sees the beat sees the pause
@@ -45,5 +45,5 @@ func (p *pulse) serve(ctx context.Context, told func(time.Duration)) {
 // pausedSince says whether there was a pause after the time t, or is one: the first to run after it need not be the clock.
 func (p *pulse) pausedSince(t time.Time) bool {
 	last := p.last.Load()
-	return time.Since(epoch)-time.Duration(last) > longPause || t.Sub(epoch) < time.Duration(p.paused.Load())
+	return time.Since(p.base)-time.Duration(last) > longPause || t.Sub(p.base) < time.Duration(p.paused.Load())
 }

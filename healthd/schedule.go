@@ -15,7 +15,8 @@ import (
 // Probes are spread evenly: each one has a phase of its own within its interval, a multiple of the golden ratio, which no
 // number of probes brings together, and returns to it after a time at the fast pace. Jitter moves single probes about it.
 type schedule struct {
-	ctx context.Context // of all probes
+	ctx  context.Context // of all probes
+	base time.Time       // what phases count from
 	// run makes a probe, and says whether the next one is to come fast. It ends soon after ctx.
 	run func(ctx context.Context, m *monitor) (fast bool)
 	// most is how many probes may be under way at once; what is due then waits, which late counts.
@@ -57,7 +58,7 @@ func (h *dueHeap) Pop() any {
 const nowhere = -1
 
 func newSchedule(ctx context.Context, most int, run func(context.Context, *monitor) bool) *schedule {
-	return &schedule{ctx: ctx, run: run, most: most, wake: make(chan struct{}, 1)}
+	return &schedule{ctx: ctx, base: time.Now(), run: run, most: most, wake: make(chan struct{}, 1)}
 }
 
 // add puts monitors into the schedule. Their first probes come soon, but not all at once.
@@ -145,7 +146,7 @@ func (s *schedule) probe(m *monitor) {
 	defer s.mu.Unlock()
 	s.running--
 	if m.ctx.Err() == nil {
-		m.due = m.next(began, time.Now(), fast)
+		m.due = s.next(m, began, time.Now(), fast)
 		heap.Push(&s.waiting, m)
 	}
 	if s.running == s.most-1 || m.place == 0 {
@@ -153,27 +154,18 @@ func (s *schedule) probe(m *monitor) {
 	}
 }
 
-// next says when the probe after one that began at a time and has ended now is due: an interval later, about the phase of
-// the monitor, or sooner if it is to be fast; never before the one has ended.
-func (m *monitor) next(began, now time.Time, fast bool) time.Time {
+// next says when the probe of a monitor is due after one that began at a time and has ended now: an interval later, about its
+// phase, or sooner if it is to be fast; never before the one has ended.
+func (s *schedule) next(m *monitor, began, now time.Time, fast bool) time.Time {
 	spread := (2*mathrand.Float64() - 1) * float64(m.check.Jitter) / 100
-	if fast {
-		interval := m.fastInterval()
-		return later(began.Add(interval+time.Duration(spread*float64(interval))), now)
+	due := began.Add(time.Duration((1 + spread) * float64(m.fastInterval())))
+	if interval := m.interval(); !fast {
+		phase := time.Duration(m.phase * float64(interval))
+		turns := (began.Sub(s.base) - phase + interval/2) / interval // until the point of the grid next to began
+		due = s.base.Add((turns+1)*interval + phase + time.Duration(spread*float64(interval)))
 	}
-	interval := m.interval()
-	// The first point of the grid that is half an interval away or more.
-	since := began.Sub(epoch) + interval/2 - time.Duration(m.phase*float64(interval))
-	due := epoch.Add((since/interval+1)*interval + time.Duration((m.phase+spread)*float64(interval)))
-	return later(due, now)
-}
-
-// epoch is what phases count from. It has a monotonic reading, so that no step of the wall clock matters.
-var epoch = time.Now()
-
-func later(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return b
+	if due.Before(now) {
+		return now
 	}
-	return a
+	return due
 }
