@@ -26,11 +26,21 @@ func (c *conn) Read(b []byte) (int, error) {
 }
 
 func (c *conn) Write(b []byte) (int, error) {
-	if c.largest > 0 && len(b) > c.largest {
-		return 0, &net.OpError{Op: "write", Net: "udp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: syscall.EMSGSIZE}
+	if c.largest == 0 {
+		n, err := c.Conn.Write(b)
+		return n, c.failure(err)
 	}
-	n, err := c.Conn.Write(b)
-	return n, c.failure(err)
+	errno := syscall.EMSGSIZE
+	if len(b) <= c.largest {
+		if _, err := c.Conn.Write(b); err != nil {
+			return 0, c.failure(err)
+		}
+		errno = syscall.Errno(c.flow.failed.Load()) // it was sent at once, or not
+	}
+	if errno != 0 {
+		return 0, &net.OpError{Op: "write", Net: "udp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: errno}
+	}
+	return len(b), nil
 }
 
 // Close resets the connection. Closing twice is an error, as with the kernel's connections.
@@ -59,7 +69,7 @@ func (c *conn) failure(err error) error {
 	if c.closed.Load() {
 		op.Err = net.ErrClosed
 	} else if !op.Timeout() {
-		op.Err = asErrno(op.Err.Error())
+		op.Err = textErrno(op.Err.Error())
 	}
 	return err
 }
@@ -81,8 +91,15 @@ var errnos = map[string]syscall.Errno{
 	(&tcpip.ErrPortInUse{}).String():          syscall.EADDRNOTAVAIL,
 }
 
-// asErrno returns the kernel's error for one of netstack's, given as text.
-func asErrno(text string) error {
+// asErrno returns the kernel's error for one of netstack's; nil for nil.
+func asErrno(err tcpip.Error) error {
+	if err == nil {
+		return nil
+	}
+	return textErrno(err.String())
+}
+
+func textErrno(text string) error {
 	if errno, ok := errnos[text]; ok {
 		return errno
 	}

@@ -44,7 +44,8 @@ type Dialer struct {
 
 	readers sync.WaitGroup
 	closing sync.Once
-	closed  chan struct{}
+	closed  chan struct{} // closed by Close, first of all
+	open    sync.RWMutex  // read-locked by what needs the sockets and netstack to be open; Close takes it before it closes them
 }
 
 // New opens a Dialer in the network namespace of the calling thread. It needs CAP_NET_RAW. The caller closes it.
@@ -56,9 +57,9 @@ func New() (*Dialer, error) {
 		v6:       family{number: header.IPv6ProtocolNumber, etherType: unix.ETH_P_IPV6, ports: newPorts()},
 		key:      packet.Key{rand.Uint64(), rand.Uint64()},
 	}
-	// From another veth, or after GRO, checksums are not filled in; whoever received the packet has looked at others.
+	// Packets from the same machine, over veth, may have no transport checksum yet; with others the network card has looked at it.
 	d.link.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
-	if err := d.open(); err != nil {
+	if err := d.openSockets(); err != nil {
 		d.closeSockets()
 		return nil, fmt.Errorf("tunnel: %w", err)
 	}
@@ -73,8 +74,8 @@ func New() (*Dialer, error) {
 	return d, nil
 }
 
-// open opens the sockets. On an error some may be open.
-func (d *Dialer) open() (err error) {
+// openSockets may leave some open on an error.
+func (d *Dialer) openSockets() (err error) {
 	v4, v6 := &d.link.v4, &d.link.v6
 	if d.l2, err = openSocket("packet", unix.AF_PACKET, unix.SOCK_DGRAM, 0); err != nil {
 		return err
@@ -101,7 +102,7 @@ func (d *Dialer) open() (err error) {
 			return err
 		}
 	}
-	d.routes, err = openRoutes()
+	d.routes, err = openRoutes(d.closed)
 	return err
 }
 
@@ -133,6 +134,8 @@ func (d *Dialer) startStack() tcpip.Error {
 func (d *Dialer) Close() error {
 	d.closing.Do(func() {
 		close(d.closed)
+		d.open.Lock()
+		defer d.open.Unlock()
 		d.stack.Destroy()
 		d.closeSockets()
 		d.readers.Wait()
@@ -152,7 +155,7 @@ func (d *Dialer) closeSockets() {
 }
 
 // DialContext connects to a port of the VIP on the path's backend. The network is tcp or udp. A UDP connection reads from that
-// port only, and its datagrams have 1,232 bytes at most, with IPv4 1,252.
+// port only. Its datagrams have 1,232 bytes at most, with IPv4 1,252; answers that come in fragments are not received.
 //
 // Errors are those of a connect by the kernel: of what is behind the [net.OpError], errors.Is finds syscall.ECONNREFUSED,
 // ENETUNREACH and the like, and the context's error when that ended first. EADDRNOTAVAIL is a want of this node's: of
@@ -181,53 +184,87 @@ func (d *Dialer) dial(ctx context.Context, network string, path *Path, port uint
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	queue := new(waiter.Queue)
+	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents)
+	queue.EventRegister(&entry)
+	defer queue.EventUnregister(&entry)
+
+	ep, c, err := d.begin(ctx, proto, queue, path, port)
+	if err == errStarted {
+		select {
+		case <-ctx.Done():
+			err = ctx.Err()
+			if errno := unix.Errno(c.flow.failed.Load()); errno != 0 {
+				err = fmt.Errorf("this node did not send: %w", errno)
+			}
+		case <-d.closed:
+			err = net.ErrClosed
+		case <-ready:
+			err = asErrno(ep.LastError())
+		}
+	}
+	if err != nil {
+		if ep != nil {
+			ep.Close()
+			c.release()
+		}
+		return nil, err
+	}
+	if proto == tcp.ProtocolNumber {
+		c.Conn = gonet.NewTCPConn(queue, ep)
+		return c, nil
+	}
+	c.Conn, c.largest = gonet.NewUDPConn(queue, ep), mtu-header.UDPMinimumSize-header.IPv6MinimumSize
+	if path.VIP.Is4() {
+		c.largest += header.IPv6MinimumSize - header.IPv4MinimumSize
+	}
+	return c, nil
+}
+
+// errStarted says that a connection is being made.
+var errStarted = errors.New("the connection is being made")
+
+// begin makes an endpoint and begins to connect it. If it returns one, the caller closes it and releases the port, also after an
+// error.
+func (d *Dialer) begin(ctx context.Context, proto tcpip.TransportProtocolNumber, queue *waiter.Queue, path *Path, port uint16) (tcpip.Endpoint, *conn, error) {
+	d.open.RLock()
+	defer d.open.RUnlock()
+	select {
+	case <-d.closed:
+		return nil, nil, net.ErrClosed
+	default:
+	}
 	f, source, err := d.way(ctx, path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	f.vip, f.port = packet.FromNetip(path.VIP), port
 	family := d.link.family(path.VIP.Is4())
-	localPort, err := family.ports.take(time.Now(), f)
-	if err != nil {
-		return nil, err
-	}
-	release := func() { family.ports.put(time.Now(), localPort) }
-
-	local := tcpip.AddrFromSlice(source.AsSlice())
+	local := tcpip.FullAddress{Addr: tcpip.AddrFromSlice(source.AsSlice())}
 	added := d.stack.AddProtocolAddress(nic, tcpip.ProtocolAddress{
-		Protocol: family.number, AddressWithPrefix: local.WithPrefix(),
+		Protocol: family.number, AddressWithPrefix: local.Addr.WithPrefix(),
 	}, stack.AddressProperties{})
 	if _, known := added.(*tcpip.ErrDuplicateAddress); added != nil && !known {
-		release()
-		return nil, d.failure(added)
+		return nil, nil, asErrno(added)
 	}
-	queue := new(waiter.Queue)
 	ep, failed := d.stack.NewEndpoint(proto, family.number, queue)
 	if failed != nil {
-		release()
-		return nil, d.failure(failed)
+		return nil, nil, asErrno(failed)
 	}
 	ep.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true}) // close resets
-	err = d.connect(ctx, ep, queue, tcpip.FullAddress{Addr: local, Port: localPort},
-		tcpip.FullAddress{Addr: tcpip.AddrFromSlice(path.VIP.AsSlice()), Port: port})
-	if err != nil {
+	if local.Port, err = family.ports.take(time.Now(), f); err != nil {
 		ep.Close()
-		release()
-		if errno := unix.Errno(f.failed.Load()); errno != 0 && ctx.Err() != nil {
-			err = fmt.Errorf("this node did not send: %w", errno)
-		}
-		return nil, err
+		return nil, nil, err
 	}
-	c := &conn{flow: f, release: release}
-	if proto == udp.ProtocolNumber {
-		c.Conn, c.largest = gonet.NewUDPConn(queue, ep), mtu-header.UDPMinimumSize-header.IPv6MinimumSize
-		if path.VIP.Is4() {
-			c.largest += header.IPv6MinimumSize - header.IPv4MinimumSize
-		}
-	} else {
-		c.Conn = gonet.NewTCPConn(queue, ep)
+	c := &conn{flow: f, release: func() { family.ports.put(time.Now(), local.Port) }}
+	failed = ep.Bind(local)
+	if failed == nil {
+		failed = ep.Connect(tcpip.FullAddress{Addr: tcpip.AddrFromSlice(path.VIP.AsSlice()), Port: port})
 	}
-	return c, nil
+	if _, started := failed.(*tcpip.ErrConnectStarted); started {
+		return ep, c, errStarted
+	}
+	return ep, c, asErrno(failed)
 }
 
 // way finds how packets leave for a path, and which address of this node is their inner source.
@@ -266,38 +303,4 @@ func (d *Dialer) way(ctx context.Context, path *Path) (*flow, netip.Addr, error)
 		f.encap.VarySource(path.Source)
 	}
 	return f, inner, err
-}
-
-// connect binds and connects an endpoint.
-func (d *Dialer) connect(ctx context.Context, ep tcpip.Endpoint, queue *waiter.Queue, local, remote tcpip.FullAddress) error {
-	if err := ep.Bind(local); err != nil {
-		return d.failure(err)
-	}
-	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents)
-	queue.EventRegister(&entry)
-	defer queue.EventUnregister(&entry)
-	err := ep.Connect(remote)
-	if _, started := err.(*tcpip.ErrConnectStarted); started {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-d.closed:
-		case <-ready:
-		}
-		err = ep.LastError()
-	}
-	return d.failure(err)
-}
-
-// failure gives an error of netstack's as the kernel would give it; nil if there is none.
-func (d *Dialer) failure(err tcpip.Error) error {
-	select {
-	case <-d.closed:
-		return net.ErrClosed
-	default:
-	}
-	if err == nil {
-		return nil
-	}
-	return asErrno(err.String())
 }

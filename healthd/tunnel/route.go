@@ -28,9 +28,10 @@ const (
 type routes struct {
 	nl      *netlink.Handle
 	sockets map[int]*nl.SocketHandle // requests that the netlink package has no call for
+	closing <-chan struct{}          // ends waiting calls when it is closed
 }
 
-func openRoutes() (*routes, error) {
+func openRoutes(closing <-chan struct{}) (*routes, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
@@ -40,7 +41,7 @@ func openRoutes() (*routes, error) {
 		h.Close()
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	return &routes{nl: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}}, nil
+	return &routes{nl: h, sockets: map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}, closing: closing}, nil
 }
 
 func (r *routes) close() {
@@ -104,7 +105,7 @@ func (r *routes) neighbour(ctx context.Context, backend netip.Addr, route *netli
 	if len(route.Gw) > 0 || route.Via != nil {
 		return nil, fmt.Errorf("%v is behind a gateway; %s reaches backends on the link only: %w", backend, L2, unix.EHOSTUNREACH)
 	}
-	ctx, cancel := context.WithTimeout(ctx, neighbourWait)
+	wait, cancel := context.WithTimeout(ctx, neighbourWait)
 	defer cancel()
 	for asked := false; ; {
 		mac, err := r.look(backend, route.LinkIndex)
@@ -116,8 +117,13 @@ func (r *routes) neighbour(ctx context.Context, backend netip.Addr, route *netli
 			asked = true
 		}
 		select {
-		case <-ctx.Done():
+		case <-wait.Done():
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
 			return nil, fmt.Errorf("%v does not tell its Ethernet address: %w", backend, unix.EHOSTUNREACH)
+		case <-r.closing:
+			return nil, net.ErrClosed
 		case <-time.After(neighbourPoll):
 		}
 	}

@@ -22,7 +22,7 @@ type socket struct {
 func openSocket(name string, family, kind, proto int) (socket, error) {
 	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 	if errors.Is(err, unix.EPERM) {
-		return socket{}, fmt.Errorf("open %s socket: %w; probes through tunnels need CAP_NET_RAW: give AmbientCapabilities=CAP_NET_RAW to the systemd unit, or run as root", name, err)
+		return socket{}, fmt.Errorf("open %s socket: %w; probes through tunnels need CAP_NET_RAW: give AmbientCapabilities=CAP_NET_RAW and CapabilityBoundingSet=CAP_NET_RAW in the systemd unit, or run as root", name, err)
 	}
 	if err != nil {
 		return socket{}, fmt.Errorf("open %s socket: %w", name, err)
@@ -51,7 +51,7 @@ func (s socket) close() {
 	}
 }
 
-// Flags of the inlet's filters.
+// Words of the filters below.
 const (
 	ldW   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
 	ldB   = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
