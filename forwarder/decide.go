@@ -67,6 +67,13 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 				w.count.service(w.services[i]).completed++
 			}
 		}
+		switch {
+		case !s.tcp || m.Flags&packet.RST != 0:
+		case m.Flags&packet.SYN != 0:
+			w.sendSYN(snap, i, source, now, old != 0 || insert)
+		default:
+			w.complete(m.Hash, now)
+		}
 	}
 	w.missed = 0
 }
