@@ -6,6 +6,7 @@ import (
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/internal/prefetch"
 )
 
 // How new connections fare at a backend shows in the client's packets alone, also where replies never pass: a client sends its
@@ -24,71 +25,91 @@ import (
 
 const (
 	handshakePlaces = 1 << 16
+	handshakeLines  = handshakePlaces / 8 // of 64 bytes
 	// handshakeTime is how long a SYN is waited with: clients send theirs again after 1 s, and after 3 s.
 	handshakeTime = 4 * time.Second
-	// handshakeShift makes the time of an entry, in units of 2^20 ns. They wrap in 52 days, and what has been left in its place
-	// for as long is waited for once more.
-	handshakeShift = 20
+	// handshakeShift makes the time of an entry, in units of 2^26 ns: 67 ms. They wrap in 18 minutes; what has been left in its
+	// place for as long is waited for once more.
+	handshakeShift = 26
 )
 
 // handshakes are the SYNs that wait for their ACK. They are their worker's own.
 type handshakes struct {
-	places []sentSYN // by the low bits of the hash
+	places []sentSYN
 	// hitsUntil is until when the ACK of such a SYN may come to a flow that has a word, and thus be a hit; CLOCK_MONOTONIC ns.
 	hitsUntil int64
+	hashes    [batchSize]uint64 // scratch of prefetch
 }
 
-// sentSYN is a SYN that was sent to a backend.
-type sentSYN struct {
-	hash uint64 // of its flow; 0: the place is free
-	slot uint32
-	sent uint32 // when it was last sent; see handshakeShift
+// sentSYN is a SYN that was sent to a backend: its flow's fingerprint in bits 63..32, the slot in 31..14, and when it was last
+// sent in 13..0, see handshakeShift. Zero is a free place.
+type sentSYN = uint64
+
+const sentMask = 1<<14 - 1
+
+func makeSYN(hash uint64, slot uint32, now int64) sentSYN {
+	return hash&^(1<<32-1) | uint64(slot)<<14 | uint64(now>>handshakeShift)&sentMask
 }
 
-// waits says whether its ACK may still come.
-func (s *sentSYN) waits(now int64) bool {
-	return s.hash != 0 && uint32(now>>handshakeShift)-s.sent <= uint32(handshakeTime>>handshakeShift)
+func slotOf(s sentSYN) uint32 { return uint32(s) >> 14 }
+
+// waits says whether the ACK of s may still come.
+func waits(s sentSYN, now int64) bool {
+	return s != 0 && (uint64(now>>handshakeShift)-s)&sentMask <= uint64(handshakeTime>>handshakeShift)
 }
 
-func (h *handshakes) place(hash uint64) *sentSYN { return &h.places[hash%handshakePlaces] }
+// place is where the SYN of the flow with this hash waits.
+func (h *handshakes) place(hash uint64) *sentSYN {
+	return &h.places[hash%handshakeLines*8+hash/handshakeLines%8]
+}
 
 // awaits says whether it is the SYN of the flow with this hash that waits in its place.
 func (h *handshakes) awaits(hash uint64, now int64) bool {
-	syn := h.place(hash)
-	return syn.hash == hash && syn.waits(now)
+	s := *h.place(hash)
+	return s>>32 == hash>>32 && waits(s, now)
+}
+
+// prefetch asks the processor for the places of the packets with these indices.
+func (h *handshakes) prefetch(hashes []uint64, indices []uint8) {
+	asked := h.hashes[:len(indices)]
+	for k, i := range indices {
+		asked[k] = hashes[i]
+	}
+	prefetch.Lines(h.places, handshakeLines-1, asked)
 }
 
 // sendSYN counts packet i, a SYN that goes to a backend. word says that its flow has a word already.
-func (w *Worker) sendSYN(snap *Snapshot, i uint8, source packet.Addr, now int64, word bool) {
-	m, slot := &w.metas[i], w.slots[i]
+func (w *Worker) sendSYN(snap *Snapshot, i uint8, now int64, word bool) {
+	hash, slot := w.metas[i].Hash, w.slots[i]
 	if !snap.targets[slot].ready() { // it cannot be sent
 		return
 	}
 	if word {
 		w.handshakes.hitsUntil = now + int64(handshakeTime)
 	}
-	syn := w.handshakes.place(m.Hash)
-	waits := syn.waits(now)
+	place := w.handshakes.place(hash)
+	waits := waits(*place, now)
 	switch {
-	case waits && syn.hash != m.Hash:
+	case waits && *place>>32 != hash>>32:
 		return
-	case waits && syn.slot == slot:
+	case waits && slotOf(*place) == slot:
 		w.count.signal(slot).retransmitted++
 	default: // also one that was sent to another backend before, which did not answer
+		source := packet.Source(w.frame(&w.descs[i]), &w.metas[i])
 		cell := w.count.signal(slot)
 		cell.syns++
 		cell.sources |= 1 << (w.engine.proved.Hash(guard.Source(source.Hi, source.Lo)) >> 58)
 	}
-	*syn = sentSYN{m.Hash, slot, uint32(now >> handshakeShift)}
+	*place = makeSYN(hash, slot, now)
 }
 
 // complete counts the handshake of the flow with this hash, if its SYN waits for it: its client has sent what is neither SYN
 // nor RST.
 func (w *Worker) complete(hash uint64, now int64) {
 	if w.handshakes.awaits(hash, now) {
-		syn := w.handshakes.place(hash)
-		w.count.signal(syn.slot).completed++
-		syn.hash = 0
+		place := w.handshakes.place(hash)
+		w.count.signal(slotOf(*place)).completed++
+		*place = 0
 	}
 }
 

@@ -208,10 +208,10 @@ func TestHandshakePlaces(t *testing.T) {
 	}
 	reader.Read()
 	h := &r.worker.handshakes
-	*h.place(hashes[1]) = *h.place(hashes[0])
+	*h.place(hashes[1]) = makeSYN(hashes[0], 0, r.now.Load())
 	r.pass(b, client(2, "A").frame(t))
 	want("a SYN whose place is taken", Signal{})
-	r.advance(handshakeTime + 10*time.Millisecond)
+	r.advance(handshakeTime + 100*time.Millisecond)
 	r.pass(b)
 	want("later", Signal{SYNs: 1})
 }
@@ -391,17 +391,17 @@ func TestSignalsAllocateNothing(t *testing.T) {
 	r.apply(s)
 	snap := r.engine.snapshot.Load()
 	w := r.worker
-	source := w.metas[0].Dst
 	reader := r.engine.NewSignalReader()
 	defer reader.Close()
 	word := conntrack.MakeWord(1, r.engine.services["web"].slots["web-1"], 0, conntrack.Probation)
 	w.slots[0] = word.Slot()
+	r.pass(client(1, "A").frame(t)) // a frame to be found
 	if n := testing.AllocsPerRun(1000, func() {
 		now := r.now.Load()
 		w.metas[0].Hash++
 		w.metas[0].Flags = packet.SYN
-		w.sendSYN(snap, 0, source, now, true)
-		w.sendSYN(snap, 0, source, now, true)
+		w.sendSYN(snap, 0, now, true)
+		w.sendSYN(snap, 0, now, true)
 		w.metas[0].Flags = 0
 		w.unsettled(&snap.services[0], 0, word, now, 0)
 		w.metas[0].Flags = packet.RST

@@ -128,7 +128,7 @@ func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 		case m.Flags&packet.SYN != 0:
 			if state == maglev.Up { // retransmitted, a client's port used again, or forged: whichever, it changes nothing here
 				if word.State() != conntrack.Established { // else nobody would see its ACK
-					w.sendSYN(snap, uint8(i), packet.Source(w.frame(&w.descs[i]), m), now, true)
+					w.sendSYN(snap, uint8(i), now, true)
 				}
 				continue
 			}

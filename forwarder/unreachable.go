@@ -9,7 +9,8 @@ import (
 // What says that a backend is unreachable. Of a packet to a NAT backend, the error comes to the client by way of a worker, which
 // counts it (classifyReply). One about an outer packet of a tunnel goes to the node's own address, and so to the kernel: the
 // node reads these beside it. With l2 the backend's host and the routers behind it see the client's packet, and tell the client;
-// and nobody is told where outer sources are taken from (Tunnel.Source4, Source6) that are no addresses of the node.
+// and nobody is told where outer sources (Tunnel.Source4, Source6) are no addresses of the node. A host without an agent drops
+// GUE over IPv6 without a checksum and says nothing (RFC 8200, 8.1).
 //
 // An error proves nothing: whoever knows the addresses of node and backend can forge it.
 
