@@ -57,7 +57,8 @@ func New() (*Dialer, error) {
 		v6:       family{number: header.IPv6ProtocolNumber, etherType: unix.ETH_P_IPV6, ports: newPorts()},
 		key:      packet.Key{rand.Uint64(), rand.Uint64()},
 	}
-	// Packets from the same machine, over veth, may have no transport checksum yet; with others the network card has looked at it.
+	// Packets from the same machine, over veth, have no transport checksum yet. So none is looked at; what a network card lets
+	// pass of broken answers makes a bad probe at worst.
 	d.link.LinkEPCapabilities = stack.CapabilityRXChecksumOffload
 	if err := d.openSockets(); err != nil {
 		d.closeSockets()

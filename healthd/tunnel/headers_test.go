@@ -168,6 +168,49 @@ func kernels(p []byte) bool {
 	return netip.AddrFrom16([16]byte(p[24:40])) == vip6 && (p[6] == unix.IPPROTO_TCP && p[40+13]&0x14 == 0x04 || p[6] == unix.IPPROTO_ICMPV6)
 }
 
+// The kernel copies what may be an answer, and nothing else.
+func TestFilters(t *testing.T) {
+	r := newRig(t)
+	r.vips()
+	r.serve()
+	copied := func(f *family) (n uint32) {
+		r.ok(f.inlet.raw.Control(func(fd uintptr) {
+			stats, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS) // reading clears it
+			if err == nil {
+				n = stats.Packets
+			}
+		}))
+		return n
+	}
+	datagram := func(from *testenv.Namespace, to netip.AddrPort) {
+		conn, err := from.Dialer().DialContext(r.soon(), "udp", to.String())
+		r.ok(err)
+		_, err = conn.Write([]byte("x"))
+		r.ok(errors.Join(err, conn.Close()))
+	}
+	for _, c := range []struct {
+		family                  *family
+		node, backend, loopback netip.Addr
+	}{
+		{&r.dialer.link.v4, node4, backend4, netip.MustParseAddr("127.0.0.1")},
+		{&r.dialer.link.v6, node6, backend6, netip.IPv6Loopback()},
+	} {
+		r.ok(r.direct(c.backend)) // connections of the node's kernel
+		datagram(r.node, netip.AddrPortFrom(c.backend, firstPort))
+		datagram(r.node, netip.AddrPortFrom(c.loopback, firstPort))
+		datagram(r.backend, netip.AddrPortFrom(c.node, firstPort-1))
+		// In order on one cable: once the next one is there, so was all before.
+		datagram(r.backend, netip.AddrPortFrom(c.node, firstPort))
+		n := uint32(0)
+		r.eventually("the packet to one of our ports", func() bool { n += copied(c.family); return n > 0 })
+		datagram(r.backend, netip.AddrPortFrom(c.node, 65535))
+		r.eventually("the packet to the last port", func() bool { n += copied(c.family); return n > 1 })
+		if n != 2 {
+			t.Errorf("%d packets were copied, want 2", n)
+		}
+	}
+}
+
 // Paths that lead nowhere fail at once, with the kernel's words.
 func TestNoWay(t *testing.T) {
 	r := newRig(t)

@@ -147,7 +147,21 @@ func TestEnds(t *testing.T) {
 		pending <- r.dial(r.soon(), path, openPort)
 	}()
 	r.eventually("the dial is under way", func() bool { return free(r.dialer.link.v4.ports) == portCount-2 })
+	resolving := make(chan error)
+	go func() {
+		resolving <- r.dial(r.soon(), Path{Forward: L2, VIP: vip4, Backend: netip.MustParseAddr("10.0.0.77")}, openPort)
+	}()
+	r.eventually("a neighbour is waited for", func() bool {
+		idle := r.dialer.open.TryLock()
+		if idle {
+			r.dialer.open.Unlock()
+		}
+		return !idle
+	})
 	r.ok(r.dialer.Close())
+	if err := <-resolving; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("wait for a neighbour during the Dialer's end: %v, want net.ErrClosed", err)
+	}
 	if err := <-ended; err == nil {
 		t.Error("read after the Dialer's end: no error")
 	}

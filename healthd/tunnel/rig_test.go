@@ -110,13 +110,13 @@ func (r *rig) ok(err error) {
 }
 
 // agent starts an agent in the backend, and returns when it decapsulates.
-func (r *rig) agent(args ...string) *testenv.Process {
+func (r *rig) agent() *testenv.Process {
 	r.tb.Helper()
 	path, err := agentBinary()
 	r.ok(err)
-	p, err := r.backend.Start(testenv.Cmd{Path: path, Args: append([]string{
+	p, err := r.backend.Start(testenv.Cmd{Path: path, Args: []string{
 		"run", "--vip", vip4.String(), "--vip", vip6.String(), "--interface", "eth0", "--state-dir", r.tb.TempDir(),
-	}, args...)})
+	}})
 	r.ok(err)
 	r.ok(p.WaitOutput(10*time.Second, "taking packets"))
 	return p
@@ -224,8 +224,8 @@ func (r *rig) direct(backend netip.Addr) error {
 	return conn.Close()
 }
 
-// capture collects what arrives on the backend's interface, before an agent sees it, beginning with the IP header, until
-// the function that it returns is called. Packets need a moment; the caller knows what must be there.
+// capture collects what arrives on the backend's interface, before an agent sees it, each packet from its IP header on. packets
+// returns what has come so far.
 func (r *rig) capture() (packets func() [][]byte) {
 	r.tb.Helper()
 	var s socket
