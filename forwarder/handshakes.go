@@ -18,7 +18,7 @@ import (
 // these. An entry lost instead would make a healthy backend look worse. 65,536 places hold as many SYNs as 650,000 a second
 // are that get their ACK within 100 ms; of 10,000 such a second, 1.5 % find their place taken. For a backend that is dead each
 // SYN takes a place for handshakeTime after it was last sent. A flood of SYNs takes all of them: a reader is told of the
-// services that are defended against one.
+// services that are defended against one, and of another the flood makes all backends look alike.
 //
 // For the same reason a packet whose SYN is not remembered completes nothing. Flows that ECMP has moved here from another node
 // would else vouch for a backend that has died.

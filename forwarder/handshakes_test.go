@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -288,6 +290,47 @@ func TestSignalReaders(t *testing.T) {
 	want(late, 2, 1)
 	if n := len(r.engine.signalReaders); n != 2 {
 		t.Errorf("%d readers in use", n)
+	}
+}
+
+// Readings while a worker counts miss nothing and tell nothing twice.
+func TestSignalsWhileBusy(t *testing.T) {
+	r := newTestRig(t, 1000)
+	r.apply(web(L2, 3))
+	readers := []*SignalReader{r.engine.NewSignalReader(), r.engine.NewSignalReader()}
+	var sums [2]Signal
+	read := func(n int) {
+		signals, _ := readers[n].Read()
+		for _, s := range signals {
+			sums[n].SYNs += s.SYNs
+			sums[n].Completed += s.Completed
+			sums[n].Sources |= s.Sources
+		}
+	}
+	var stop atomic.Bool
+	var running sync.WaitGroup
+	for n := range readers {
+		running.Go(func() {
+			for !stop.Load() {
+				read(n)
+			}
+		})
+	}
+	const flows = 2000
+	for i := range flows {
+		f, g := client(i, "S"), client(i, "A")
+		f.src = netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})
+		g.src = f.src
+		r.pass(f.frame(t))
+		r.pass(g.frame(t))
+	}
+	stop.Store(true)
+	running.Wait()
+	for n := range readers {
+		read(n)
+		if s := sums[n]; s.SYNs != flows || s.Completed != flows || s.Sources != 1<<64-1 {
+			t.Errorf("reader %d: %+v", n, s)
+		}
 	}
 }
 
