@@ -16,6 +16,7 @@ const (
 	allowance   = 200 * time.Millisecond // a handshake may take so long before its SYN counts as unanswered
 	quiet       = 500 * time.Millisecond // without a handshake, at least, before a backend counts as dead
 	longestWait = time.Second            // for a handshake with far clients: longer ones are not reckoned with
+	mostYoung   = 16                     // samples of a backend that are kept within it
 	fewestSYNs  = 5                      // unanswered ones
 	lowestShare = 0.3                    // of SYNs that complete at the others: below it they are no measure
 	stillShare  = 0.8                    // of that share they have to complete meanwhile
@@ -138,6 +139,15 @@ type batch struct {
 	sources uint64
 	waiting uint64 // of the SYNs, those for which no handshake has come yet
 	partial bool   // those are not all, so that their sources are not known
+}
+
+// merge adds a later sample, for a caller that has more of them within the allowance than are kept.
+func (y *batch) merge(later *batch) {
+	y.add(&later.counts)
+	y.at = later.at
+	y.sources |= later.sources
+	y.waiting += later.waiting
+	y.partial = y.partial || later.partial
 }
 
 // run is the SYNs in a row without a handshake.
@@ -301,7 +311,11 @@ func (d *Detector) take(b *backend, s *Sample, since time.Duration) {
 		}
 		b.errors += s.Unreachable
 	}
-	if y.counts != (counts{}) {
+	switch n := len(b.young); {
+	case y.counts == counts{}:
+	case n == mostYoung:
+		b.young[n-1].merge(&y)
+	default:
 		b.young = append(b.young, y)
 	}
 }

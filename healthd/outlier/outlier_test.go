@@ -308,7 +308,7 @@ func (d *Detector) check(t *testing.T) {
 		if b.state != In && (len(b.young) > 0 || b.window.sum != counts{} || b.run.syns > 0) {
 			t.Fatalf("%s is not in: %+v", b.name, b)
 		}
-		if len(b.young) > int(allowance/time.Millisecond)+1 {
+		if len(b.young) > mostYoung {
 			t.Fatalf("%s keeps %d samples", b.name, len(b.young))
 		}
 		var own counts
@@ -414,6 +414,46 @@ func FuzzObserve(f *testing.F) {
 			return c, true
 		})
 	})
+}
+
+// A caller that comes more often than every tenth of a second makes a backend keep no more samples, and none is lost.
+func TestManySamplesWithinTheAllowance(t *testing.T) {
+	d := New(quarter)
+	now := time.Now()
+	d.Set("a", In)
+	d.Observe(now, nil, false)
+	one := Sample{Backend: "a", SYNs: 1, Sources: 1}
+	for i := range 1000 {
+		d.Observe(now.Add(time.Duration(i)*time.Millisecond/10), []Sample{one, one}, false)
+		d.check(t)
+	}
+	d.Observe(now.Add(900*time.Millisecond), nil, false)
+	if got := d.window.sum.syns; got != 2000 {
+		t.Errorf("%d SYNs counted of 2000", got)
+	}
+}
+
+// A call without findings allocates nothing.
+func TestObserveAllocatesNothing(t *testing.T) {
+	d := New(quarter)
+	now := time.Now()
+	var samples []Sample
+	for i := range 100 {
+		s := healthy
+		s.Backend = fmt.Sprint("web-", i)
+		d.Set(s.Backend, In)
+		samples = append(samples, s)
+	}
+	step := func() {
+		now = now.Add(period)
+		d.Observe(now, samples, false)
+	}
+	for range 20 {
+		step()
+	}
+	if n := testing.AllocsPerRun(100, step); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
 }
 
 // A reading that has news of few backends costs little, however many there are, and allocates nothing.
