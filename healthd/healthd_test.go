@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 )
 
@@ -24,7 +25,7 @@ type fake struct {
 	gone    bool
 	boot    int
 	gen     uint64
-	list    []control.Target
+	list    []Target
 	agents  []string
 	changed chan struct{}
 	reports []control.HealthReport
@@ -34,8 +35,19 @@ type fake struct {
 
 var errGone = errors.New("dial unix: no such file; is sluice running?")
 
-func newFake(list ...control.Target) *fake {
+func newFake(list ...Target) *fake {
 	return &fake{gen: 1, list: list, changed: make(chan struct{})}
+}
+
+// servicesOf is a list as the control API has it: a service for each backend whose check or name differs.
+func servicesOf(list []Target) (services []control.TargetService) {
+	for _, t := range list {
+		addr, _ := netip.ParseAddr(t.Address)
+		services = append(services, control.TargetService{
+			Name: t.Service, Check: &t.Check, Backends: []control.TargetBackend{{Name: t.Backend, Address: addr}},
+		})
+	}
+	return services
 }
 
 // change applies f and wakes whoever waits for targets.
@@ -47,7 +59,7 @@ func (f *fake) change(do func()) {
 	f.changed = make(chan struct{})
 }
 
-func (f *fake) reload(list ...control.Target) {
+func (f *fake) reload(list ...Target) {
 	f.change(func() { f.list, f.gen = list, f.gen+1 })
 }
 
@@ -59,7 +71,7 @@ func (f *fake) Targets(ctx context.Context, boot string, generation uint64, wait
 	for {
 		f.mu.Lock()
 		changed, gone := f.changed, f.gone
-		t := control.Targets{Boot: fmt.Sprint("boot", f.boot), Generation: f.gen, Targets: slices.Clone(f.list), Agents: slices.Clone(f.agents)}
+		t := control.Targets{Boot: fmt.Sprint("boot", f.boot), Generation: f.gen, Services: servicesOf(f.list), Agents: slices.Clone(f.agents)}
 		f.mu.Unlock()
 		if gone {
 			return control.Targets{}, errGone
@@ -144,7 +156,7 @@ type world struct {
 
 func newWorld() *world { return &world{bad: map[string]string{}, probed: map[string]int{}} }
 
-func (w *world) probe(ctx context.Context, addr netip.AddrPort, _ control.Check) result {
+func (w *world) probe(ctx context.Context, addr netip.AddrPort, _ config.Check) result {
 	w.mu.Lock()
 	w.probed[addr.String()]++
 	w.active++
@@ -175,11 +187,11 @@ func (w *world) count(addr string) int {
 	return w.probed[addr]
 }
 
-func web(n int) control.Target {
-	return control.Target{
-		Service: "web", Backend: fmt.Sprintf("web-%d", n), Address: fmt.Sprintf("10.0.0.%d", n), VIP: "192.0.2.10", Protocol: "tcp",
-		Check: control.Check{Type: "tcp", Port: 80, Interval: control.Duration(2 * time.Second),
-			Timeout: control.Duration(time.Second), Rise: 2, Fall: 3},
+func web(n int) Target {
+	return Target{
+		Service: "web", Backend: fmt.Sprintf("web-%d", n), Address: fmt.Sprintf("10.0.0.%d", n),
+		Check: config.Check{Type: "tcp", Port: 80, Interval: config.Duration(2 * time.Second),
+			Timeout: config.Duration(time.Second), Rise: 2, Fall: 3},
 	}
 }
 
@@ -228,7 +240,7 @@ func TestLearnsAndReports(t *testing.T) {
 			t.Errorf("%d reports in 8 s for two changes", n)
 		}
 		r := reports[len(reports)-1]
-		if !strings.HasPrefix(r.Source, "lb1/") || r.Boot != "boot0" || r.Generation != 1 || r.Sequence != uint64(len(reports)) {
+		if !strings.HasPrefix(r.Source, "lb1/") || r.Boot != "boot0" || r.Generation != 1 || r.Version != uint64(len(reports)) {
 			t.Errorf("report %+v", r)
 		}
 		if since := r.Backends[1].Since; time.Since(since) > 5*time.Second || since.IsZero() {
@@ -356,7 +368,7 @@ func TestForwarderReplacedWhileTheQuestionHangs(t *testing.T) {
 // With a thousand backends the first probes are spread, and so are the later ones.
 func TestProbesSpread(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var list []control.Target
+		var list []Target
 		for i := range 1000 {
 			b := web(1)
 			b.Backend, b.Address = fmt.Sprint("b", i), fmt.Sprintf("10.1.%d.%d", i/250, i%250)
@@ -408,17 +420,17 @@ func TestProbesThatCouldNotBeMade(t *testing.T) {
 // A target that makes no sense is said, and does not keep the others from being probed.
 func TestTargetsThatCannotBeProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		spoil := func(n int, f func(*control.Target)) control.Target {
+		spoil := func(n int, f func(*Target)) Target {
 			b := web(n)
 			f(&b)
 			return b
 		}
 		f := newFake(
-			spoil(1, func(b *control.Target) { b.Address = "web-1.example" }),
-			spoil(2, func(b *control.Target) { b.Check.Type = "icmp" }),
-			spoil(3, func(b *control.Target) { b.Check.Port = 0 }),
-			spoil(4, func(b *control.Target) { b.Check.Interval = 0 }),
-			spoil(5, func(b *control.Target) { b.Check.Timeout = -1 }),
+			spoil(1, func(b *Target) { b.Address = "web-1.example" }),
+			spoil(2, func(b *Target) { b.Check.Type = "icmp" }),
+			spoil(3, func(b *Target) { b.Check.Port = 0 }),
+			spoil(4, func(b *Target) { b.Check.Interval = 0 }),
+			spoil(5, func(b *Target) { b.Check.Timeout = -1 }),
 			web(6))
 		w := newWorld()
 		logs := start(t, f, w)

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/config"
 )
 
 // Probes by a plain connect leave no socket in TIME_WAIT, neither here nor at the backend.
@@ -17,7 +17,7 @@ func TestProbesLeaveNoTimeWait(t *testing.T) {
 	tcp := serve(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) })
 	p := newProber("test")
 	for range 20 {
-		p.probe(t.Context(), tcp, control.Check{Type: "tcp", Timeout: control.Duration(time.Second)})
+		p.probe(t.Context(), tcp, config.Check{Type: "tcp", Timeout: config.Duration(time.Second)})
 	}
 	table, err := os.ReadFile("/proc/net/tcp")
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/sluice-lb/sluice/internal/control"
+	"github.com/sluice-lb/sluice/internal/config"
 )
 
 // serve runs a TCP server on loopback; each connection gets a goroutine with f.
@@ -157,7 +157,7 @@ func TestProbe(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := newProber("test")
 			start := time.Now()
-			r := p.probe(t.Context(), c.addr, control.Check{Type: c.typ, Path: "/healthz", Timeout: control.Duration(timeout)})
+			r := p.probe(t.Context(), c.addr, config.Check{Type: config.CheckType(c.typ), Path: "/healthz", Timeout: config.Duration(timeout)})
 			if r.good != c.good || r.nothing || !strings.Contains(r.evidence, c.evidence) || r.evidence == "" {
 				t.Errorf("%+v, want good=%v with %q", r, c.good, c.evidence)
 			}
@@ -179,7 +179,7 @@ func TestProbeRequest(t *testing.T) {
 	p := newProber("sluice-healthd/1.2")
 	addr := netip.MustParseAddrPort(s.Listener.Addr().String())
 	for range 2 {
-		if r := p.probe(t.Context(), addr, control.Check{Type: "http", Path: "/a/b?c=d", Timeout: control.Duration(time.Second)}); !r.good {
+		if r := p.probe(t.Context(), addr, config.Check{Type: "http", Path: "/a/b?c=d", Timeout: config.Duration(time.Second)}); !r.good {
 			t.Fatalf("%+v", r)
 		}
 	}
