@@ -46,7 +46,9 @@ var (
 )
 
 // commit puts services in force.
-func commit(b *Book, services ...config.Service) { b.Prepare(&config.Config{Services: services}).Commit() }
+func commit(b *Book, services ...config.Service) {
+	b.Prepare(&config.Config{Services: services}).Commit()
+}
 
 // report sends a report of everything to b under the next sequence number.
 func report(t *testing.T, b *Book, sequence uint64, list ...BackendHealth) {
