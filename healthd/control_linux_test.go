@@ -27,6 +27,8 @@ func (d *daemon) Targets(ctx context.Context, boot string, generation uint64) co
 	return d.book.Targets(ctx, boot, generation)
 }
 
+func (d *daemon) Release(source string) { d.book.Release(source) }
+
 func (d *daemon) Report(r control.HealthReport) (control.HealthAnswer, error) {
 	return d.book.Report(r)
 }
@@ -35,7 +37,7 @@ func startDaemon(t *testing.T, socket string, services []config.Service) *daemon
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	d := &daemon{book: control.NewBook("", log), stopped: make(chan struct{})}
-	d.book.Prepare(services).Commit()
+	d.book.Prepare(&config.Config{Services: services}).Commit()
 	l, err := control.Listen(socket, "")
 	if err != nil {
 		t.Fatal(err)
@@ -97,9 +99,9 @@ func TestWithTheControlAPI(t *testing.T) {
 	ok := serve(t, answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
 	service := func(backends ...config.Backend) []config.Service {
 		return []config.Service{{
-			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: config.TCP,
-			Check: &config.Check{Type: "http", Port: ok.Port(), Path: "/", Interval: 100 * time.Millisecond,
-				Timeout: 50 * time.Millisecond, Rise: 2, Fall: 2},
+			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: config.TCP, Quorum: 1,
+			Check: &config.Check{Type: "http", Port: ok.Port(), Path: "/", Interval: config.Duration(100 * time.Millisecond),
+				Timeout: config.Duration(50 * time.Millisecond), Rise: 2, Fall: 2},
 			Backends: backends,
 		}}
 	}
@@ -140,6 +142,6 @@ func TestWithTheControlAPI(t *testing.T) {
 		t.Errorf("the new forwarder was told that it is down since %v, it is since %v", got, since)
 	}
 	second.await(t, "good", control.StateUp, "HTTP 200")
-	second.book.Prepare(service(good, dead, late)).Commit()
+	second.book.Prepare(&config.Config{Services: service(good, dead, late)}).Commit()
 	second.await(t, "late", control.StateUp, "HTTP 200")
 }

@@ -67,10 +67,10 @@ func (p *Prober) secure(ctx context.Context, t *Target, conn *connection, protoc
 // dial makes one attempt to connect.
 func (p *Prober) dial(ctx context.Context, network string, t *Target) (net.Conn, error) {
 	switch {
-	case t.Check.Via == config.ViaTunnel && p.o.Dial == nil:
+	case t.Check.Via == config.ViaTunnel && t.Dial == nil:
 		return nil, lack("via: tunnel is not available here; it needs CAP_NET_RAW (AmbientCapabilities= of the unit)")
 	case t.Check.Via == config.ViaTunnel:
-		return p.o.Dial(ctx, network, t)
+		return t.Dial(ctx, network)
 	}
 	kind := unix.SOCK_STREAM
 	if network == "udp" {

@@ -60,6 +60,10 @@ func limitedExec(memory, path string, args []string) error {
 	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
 		return fmt.Errorf("PR_SET_PDEATHSIG: %w", err)
 	}
+	// What healthd may do so that it can probe (CAP_NET_RAW of AmbientCapabilities=) is not the program's.
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return fmt.Errorf("PR_CAP_AMBIENT_CLEAR_ALL: %w", err)
+	}
 	environment := os.Environ()
 	for _, l := range []struct {
 		name  string

@@ -287,16 +287,17 @@ func TestHedging(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				tried := 0
-				p := New(Options{Dial: func(ctx context.Context, network string, _ *Target) (net.Conn, error) {
+				dial := func(ctx context.Context, _ string) (net.Conn, error) {
 					if tried++; tried <= c.lost {
 						<-ctx.Done()
 						return nil, ctx.Err()
 					}
 					mine, _ := net.Pipe()
 					return mine, nil
-				}})
+				}
 				to := target(netip.MustParseAddrPort("192.0.2.1:80"), config.Check{Type: config.CheckTCP, Via: config.ViaTunnel, Timeout: config.Duration(time.Second)})
-				r := p.Probe(t.Context(), to)
+				to.Dial = dial
+				r := New(Options{}).Probe(t.Context(), to)
 				if r.Good != c.good || r.Nothing || r.Latency < c.after || r.Latency > c.after+10*time.Millisecond {
 					t.Errorf("%+v, want good=%v after %v", r, c.good, c.after)
 				}
@@ -311,16 +312,17 @@ func TestLateConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tried := 0
 		var late net.Conn
-		p := New(Options{Dial: func(ctx context.Context, _ string, _ *Target) (net.Conn, error) {
+		dial := func(ctx context.Context, _ string) (net.Conn, error) {
 			mine, other := net.Pipe()
 			if tried++; tried == 1 {
 				late = other
 				time.Sleep(2 * time.Second) // does not look at ctx
 			}
 			return mine, nil
-		}})
+		}
 		to := target(netip.MustParseAddrPort("192.0.2.1:80"), config.Check{Type: config.CheckTCP, Via: config.ViaTunnel, Timeout: config.Duration(time.Second)})
-		if r := p.Probe(t.Context(), to); !r.Good {
+		to.Dial = dial
+		if r := New(Options{}).Probe(t.Context(), to); !r.Good {
 			t.Errorf("%+v", r)
 		}
 		time.Sleep(3 * time.Second)
@@ -382,20 +384,6 @@ func TestNoDescriptors(t *testing.T) {
 	if !r.Nothing || !strings.Contains(r.Evidence, "too many open files") || !strings.Contains(r.Evidence, "LimitNOFILE") {
 		t.Errorf("%+v", r)
 	}
-}
-
-// A process that was stopped, or a machine that slept, finds its timeouts long past, and blames no backend.
-func TestNodeThatStoodStill(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := New(Options{Dial: func(ctx context.Context, _ string, _ *Target) (net.Conn, error) {
-			time.Sleep(5 * time.Second)
-			return nil, context.DeadlineExceeded
-		}})
-		check := config.Check{Type: config.CheckUDP, Via: config.ViaTunnel, Timeout: config.Duration(time.Second)}
-		if r := p.Probe(t.Context(), target(netip.MustParseAddrPort("192.0.2.1:80"), check)); !r.Nothing || !strings.Contains(r.Evidence, "4s late") {
-			t.Errorf("%+v", r)
-		}
-	})
 }
 
 // Probes leave no socket in TIME_WAIT, neither here nor at the backend.
