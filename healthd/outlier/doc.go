@@ -14,15 +14,26 @@
 //   - [Unreachable]: three ICMP errors about it within a second, and no handshake completed since. Whoever can send such errors to the
 //     node can forge them; the ceiling bounds what that does.
 //   - [Dead]: n of its SYNs in a row, each older than 200 ms, and 500 ms without a single handshake. r is the share of SYNs that
-//     complete at the others, in the last ten seconds and since the first of the n, whichever is less, and at most 99 %. It is
-//     ejected if (1-r)ⁿ ≤ 10⁻⁹, n ≥ 5 and r ≥ 0.3. The bound is that low because it is asked anew at each SYN: a service with 20
-//     SYN/s asks two million times a day. With a clean r five SYNs are enough. r since the first SYN is what protects during a
-//     burst of SYNs that nobody ever completes, as a scanner sends: it spoils r at the others just as much, and ten seconds
-//     would hide that.
+//     the others answered at once in the last ten seconds, at most 99 %. It is ejected if n ≥ 5, r ≥ 0.3 and (1-r)ⁿ ≤ 10⁻⁹; and if
+//     since the first of the n the others still answer 0.8 r, so many that by them alone it is less than one in a thousand that
+//     all fare alike (Fisher's exact test).
 //   - [Retransmissions]: of 30 SYNs or more in ten seconds, more than 30 % were sent again, and three times the others' share. A
 //     client sends a SYN up to three times within that time, so three count as one event in what is improbable.
 //   - [Resets]: of 30 handshakes or more in ten seconds, more than half were reset by the client soon after, and five times the
 //     others' share.
+//
+// The last two are asked to be as improbable as the dead, at the others' share (Chernoff's bound on the binomial distribution).
+//
+// # Why the rule for the dead is so strict
+//
+// It is asked anew at each SYN, and a service with 20 SYN/s asks two million times a day. With a clean r five SYNs are enough
+// nevertheless. The look at the same time is what holds when something happens to all: a scanner's burst of SYNs that it never
+// completes, or an outage of many clients, spoils the others just as much, which ten seconds would hide.
+//
+// A handshake after a SYN that was sent again is not at once, so on lossy ways r is low and n is high. And with clients so far away
+// that a handshake takes longer than 500 ms, a pause of their SYNs makes a pause of handshakes later, while new SYNs are on their
+// way. So the time without a handshake has to be twice the longest time, of the last minute or two, that a handshake came after the last SYN
+// of its backend.
 //
 // # Who the clients are
 //

@@ -15,9 +15,11 @@ const (
 
 	allowance   = 200 * time.Millisecond // a handshake may take so long before its SYN counts as unanswered
 	quiet       = 500 * time.Millisecond // without a handshake, at least, before a backend counts as dead
-	longestWait = 2 * time.Second        // for a handshake with far clients: longer ones are not reckoned with
+	longestWait = time.Second            // for a handshake with far clients: longer ones are not reckoned with
+	mostYoung   = 16                     // samples of a backend that are kept within it
 	fewestSYNs  = 5                      // unanswered ones
 	lowestShare = 0.3                    // of SYNs that complete at the others: below it they are no measure
+	stillShare  = 0.8                    // of that share they have to complete meanwhile
 	mostShare   = 0.99                   // no share is taken for higher
 
 	unreachableTime = time.Second
@@ -59,6 +61,11 @@ const (
 	Retransmissions
 	Resets
 )
+
+// String returns the name of the rule: no hop, unreachable, dead, retransmissions or resets.
+func (r Rule) String() string {
+	return [...]string{"no hop", "unreachable", "dead", "retransmissions", "resets"}[r]
+}
 
 // Sample is what has happened at one backend since the last call. Backends without news need none.
 type Sample struct {
@@ -103,6 +110,10 @@ type Detector struct {
 	// Of all that are in: what came lately, and sums of all that ever came.
 	window window
 	total  counts
+
+	// The longest time after the last SYN of a backend that a handshake came, in this minute and the one before.
+	slow   [2]time.Duration
+	minute time.Duration
 }
 
 type backend struct {
@@ -113,21 +124,30 @@ type backend struct {
 	noHop  bool // at the last sample
 
 	window  window
-	lastSYN time.Duration // when the time of the last sample with SYNs began; 0: there was none
-	young   []batch       // SYNs within the allowance, the oldest first
+	lastSYN time.Duration // when the last sample with SYNs came; 0: there was none
+	young   []batch       // the oldest first
 	run     run
 
 	errors     uint64 // ICMP, since firstError, without a handshake
 	firstError time.Duration
 }
 
-// batch is the SYNs of one sample.
+// batch is a sample within the allowance.
 type batch struct {
-	at      time.Duration // when the time of the sample began: none is older
-	syns    uint64
-	waiting uint64 // of them, those for which no handshake has come yet
+	counts
+	at      time.Duration // when the time of the sample began: none of its SYNs is older
 	sources uint64
-	before  counts // the detector's total when the sample came, with what the backend itself had in it
+	waiting uint64 // of the SYNs, those for which no handshake has come yet
+	partial bool   // those are not all, so that their sources are not known
+}
+
+// merge adds a later sample, for a caller that has more of them within the allowance than are kept.
+func (y *batch) merge(later *batch) {
+	y.add(&later.counts)
+	y.at = later.at
+	y.sources |= later.sources
+	y.waiting += later.waiting
+	y.partial = y.partial || later.partial
 }
 
 // run is the SYNs in a row without a handshake.
@@ -135,8 +155,8 @@ type run struct {
 	syns    uint64 // 0: none
 	sources uint64
 	since   time.Duration
-	before  counts // the detector's total when it began
-	own     counts // since then, of the backend itself
+	// The detector's total when it began, and what the backend itself has added since.
+	before, own counts
 }
 
 type finding struct {
@@ -214,16 +234,20 @@ func (d *Detector) Observe(now time.Time, samples []Sample, suspended bool) []Ve
 		return nil
 	}
 	d.window.turn(d.now)
-	before := d.total
+	if minute := d.now.Truncate(time.Minute); minute != d.minute {
+		d.slow = [2]time.Duration{0, d.slow[0]}
+		d.minute = minute
+	}
 	for i := range samples {
 		if b := d.backends[samples[i].Backend]; b != nil && b.state == In {
-			d.take(b, &samples[i], last, before)
+			d.take(b, &samples[i], last)
 			d.empty = false
 		}
 	}
+	before := d.total
 	for _, b := range d.active {
 		if b.state == In {
-			d.age(b, before.syns)
+			d.age(b, before)
 		}
 	}
 	d.found = d.found[:0]
@@ -252,34 +276,28 @@ func (d *Detector) forget() {
 	d.empty = true
 }
 
-// take is told of one sample, of the time from since until now. before is the total before all samples of this time.
-func (d *Detector) take(b *backend, s *Sample, since time.Duration, before counts) {
+// take is told of one sample, of the time from since until now.
+func (d *Detector) take(b *backend, s *Sample, since time.Duration) {
 	if !b.active {
 		b.active = true
 		d.active = append(d.active, b)
 	}
 	b.noHop = s.NoHop
-	b.window.turn(d.now)
-	add := counts{completed: s.Completed, retransmitted: s.Retransmitted, resets: s.Resets}
-	b.window.add(add, s.Sources)
-	d.window.add(add, s.Sources)
-	d.total.add(&add)
-	b.run.own.add(&add)
-	before.add(&add)
-
 	switch {
 	case s.SYNs > 0 || s.Retransmitted > 0:
-		b.lastSYN = since
+		b.lastSYN = d.now
 	case s.Completed > 0 && b.lastSYN > 0:
-		// Some client is so far away that its handshake took this long. Where SYNs have paused, handshakes pause as much later, for
-		// as long as that at most.
-		d.window.slow(min(d.now-b.lastSYN, longestWait))
+		// Some client is so far away that its handshake took this long.
+		d.slow[0] = max(d.slow[0], min(d.now-b.lastSYN, longestWait))
 	}
-	waiting := s.SYNs
+	y := batch{
+		counts: counts{s.SYNs, s.Completed, s.Retransmitted, s.Resets},
+		at:     since, sources: s.Sources, waiting: s.SYNs, partial: s.Completed > 0,
+	}
 	if s.Completed > 0 {
 		// Whichever SYNs they answer, the backend lives. SYNs of the same time may be later: those that the handshakes cannot have
 		// been for.
-		waiting -= min(waiting, s.Completed)
+		y.waiting -= min(s.SYNs, s.Completed)
 		b.run, b.errors, b.held = run{}, 0, false
 		for i := range b.young {
 			b.young[i].waiting = 0
@@ -293,28 +311,33 @@ func (d *Detector) take(b *backend, s *Sample, since time.Duration, before count
 		}
 		b.errors += s.Unreachable
 	}
-	if s.SYNs > 0 {
-		b.young = append(b.young, batch{since, s.SYNs, waiting, s.Sources, before})
+	switch n := len(b.young); {
+	case y.counts == counts{}:
+	case n == mostYoung:
+		b.young[n-1].merge(&y)
+	default:
+		b.young = append(b.young, y)
 	}
 }
 
-// age counts the SYNs that have become older than the allowance. syns is how many of all were before.
-func (d *Detector) age(b *backend, syns uint64) {
+// age counts what has become older than the allowance, all of it: so there are handshakes of the same time as SYNs. before is the
+// total before that.
+func (d *Detector) age(b *backend, before counts) {
 	old := 0
 	for ; old < len(b.young) && d.now-b.young[old].at >= allowance; old++ {
 		y := &b.young[old]
-		add := counts{syns: y.syns}
 		b.window.turn(d.now)
-		b.window.add(add, 0)
-		d.window.add(add, 0)
-		d.total.add(&add)
+		b.window.add(y.counts, y.sources)
+		d.window.add(y.counts, y.sources)
+		d.total.add(&y.counts)
 		if y.waiting > 0 && b.run.syns == 0 {
-			b.run = run{since: y.at, before: y.before}
-			b.run.before.syns = syns
+			b.run = run{since: y.at, before: before}
 		}
 		b.run.syns += y.waiting
-		b.run.sources |= y.sources
-		b.run.own.add(&add)
+		if !y.partial {
+			b.run.sources |= y.sources
+		}
+		b.run.own.add(&y.counts)
 	}
 	b.young = slices.Delete(b.young, 0, old)
 	if b.run.syns > 0 && d.now-b.run.since > windowLength {
@@ -359,16 +382,16 @@ func (d *Detector) dead(b *backend) (share float64, dead bool) {
 	if d.settings.BySource {
 		trials = min(trials, uint64(bits.OnesCount64(r.sources)))
 	}
-	if trials < fewestSYNs || d.now-r.since < max(quiet, d.window.slowest()*3/2) || !d.enough(r.sources) {
+	if trials < fewestSYNs || d.now-r.since < max(quiet, 2*d.slow[0], 2*d.slow[1]) || !d.enough(r.sources) {
 		return 0, false
 	}
 	lately, meanwhile := d.window.sum, d.total
 	lately.sub(&b.window.sum)
 	meanwhile.sub(&r.before)
 	meanwhile.sub(&r.own)
-	share = min(lately.prompt().likely(), meanwhile.prompt().share(), mostShare)
+	share = min(lately.prompt().likely(), mostShare)
 	return share, share >= lowestShare && float64(trials)*-math.Log1p(-share) >= surprise &&
-		noneOf(trials, meanwhile.prompt()) >= surpriseMeanwhile
+		meanwhile.prompt().share() >= stillShare*share && noneOf(trials, meanwhile.prompt()) >= surpriseMeanwhile
 }
 
 // enough says whether something seen with these sources tells about the backend rather than about one client.

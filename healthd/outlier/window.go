@@ -12,7 +12,7 @@ const (
 	windowLength = buckets * bucketLength
 )
 
-// counts are what shares are made of. SYNs are those older than the allowance.
+// counts are what shares are made of.
 type counts struct{ syns, completed, retransmitted, resets uint64 }
 
 func (c *counts) add(o *counts) {
@@ -36,7 +36,6 @@ type window struct {
 	buckets [buckets]struct {
 		counts
 		sources uint64
-		slow    time.Duration
 	}
 }
 
@@ -51,7 +50,7 @@ func (w *window) turn(now time.Duration) {
 		w.at++
 		oldest := &w.buckets[w.at%buckets]
 		w.sum.sub(&oldest.counts)
-		oldest.counts, oldest.sources, oldest.slow = counts{}, 0, 0
+		oldest.counts, oldest.sources = counts{}, 0
 	}
 }
 
@@ -75,19 +74,6 @@ func (w *window) sources() (set uint64) {
 		set |= w.buckets[i].sources
 	}
 	return set
-}
-
-// slow notes how long something took, of which slowest returns the longest.
-func (w *window) slow(d time.Duration) {
-	b := &w.buckets[w.at%buckets]
-	b.slow = max(b.slow, d)
-}
-
-func (w *window) slowest() (d time.Duration) {
-	for i := range w.buckets {
-		d = max(d, w.buckets[i].slow)
-	}
-	return d
 }
 
 // prompt is how many of the SYNs were answered at once. Handshakes of those that were sent again do not count; of which they were is not
