@@ -10,6 +10,9 @@ import (
 	"github.com/sluice-lb/sluice/internal/control"
 )
 
+// unreachedTime is how long the node has to have had no way to a backend: neighbours are resolved meanwhile.
+const unreachedTime = 500 * time.Millisecond
+
 // endingTurn is how often is looked whether ejections are over. The forwarder ends them by itself.
 const endingTurn = 250 * time.Millisecond
 
@@ -93,12 +96,21 @@ func (d *Daemon) observe(line *control.SignalsLine, now time.Time) {
 	defer d.mu.Unlock()
 	for i := range line.Backends {
 		b := &line.Backends[i]
-		if p := d.passive[b.Service]; p != nil {
-			p.samples = append(p.samples, outlier.Sample{
-				Backend: b.Backend, SYNs: b.SYNs, Completed: b.Completed, Retransmitted: b.Retransmitted, Resets: b.Resets,
-				Unreachable: b.Unreachable, Sources: b.Sources, NoHop: !b.HopReady,
-			})
+		w, p := d.watched[key{b.Service, b.Backend}], d.passive[b.Service]
+		if w == nil || p == nil {
+			continue
 		}
+		switch {
+		case b.HopReady:
+			w.unreachedSince = time.Time{}
+		case w.unreachedSince.IsZero() || now.Sub(w.unreachedLast) > time.Second: // while it lasts, each line says so
+			w.unreachedSince = now
+		}
+		w.unreachedLast = now
+		p.samples = append(p.samples, outlier.Sample{
+			Backend: b.Backend, SYNs: b.SYNs, Completed: b.Completed, Retransmitted: b.Retransmitted, Resets: b.Resets,
+			Unreachable: b.Unreachable, Sources: b.Sources, NoHop: !b.HopReady && now.Sub(w.unreachedSince) >= unreachedTime,
+		})
 	}
 	suspended := map[string]bool{}
 	for _, name := range line.Suspended {

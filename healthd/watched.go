@@ -26,7 +26,9 @@ type watched struct {
 	settings      verdict.Settings
 	observedUntil time.Time // with passive: observe, until when its traffic counts as bad
 	observed      string    // and what was seen
-	dirty         bool      // not told since it changed
+	// Since when the forwarder has had no way to it, and when it was last told that it has none, or news.
+	unreachedSince, unreachedLast time.Time
+	dirty                         bool // not told since it changed
 }
 
 // monitor is one probe, which is made over and over, for all backends that have it in common: a machine that several services
