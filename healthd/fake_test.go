@@ -291,7 +291,8 @@ func start(t *testing.T, f Forwarder, w *world) (logs *logBook) {
 			t.Errorf("%d probes are still under way after Run", w.active)
 		}
 		if t.Failed() {
-			t.Logf("log:\n%s", logs)
+			text := logs.String()
+			t.Logf("the end of the log:\n%s", text[max(0, len(text)-4000):])
 		}
 	})
 	return logs

@@ -86,6 +86,7 @@ type Daemon struct {
 	askAgain   context.CancelFunc  // interrupts the question for targets that is under way
 
 	news  chan struct{} // capacity 1: something has changed since the last report was made up
+	there chan struct{} // capacity 1: there is a forwarder that was not there before
 	asked sync.WaitGroup
 }
 
@@ -129,6 +130,7 @@ func New(f Forwarder, o Options) *Daemon {
 		agents:   map[string]*asked{},
 		askAgain: func() {},
 		news:     make(chan struct{}, 1),
+		there:    make(chan struct{}, 1),
 	}
 	d.probe = probe.New(probe.Options{UserAgent: "sluice-healthd/" + o.Version}).Probe
 	return d
@@ -240,8 +242,11 @@ func (d *Daemon) step(w *watched, e verdict.Event, now time.Time) {
 	}
 	if ok {
 		level := slog.LevelInfo
-		if t.To == "down" || t.To == "ejected" {
+		switch {
+		case t.To == "down", t.To == "ejected":
 			level = slog.LevelWarn
+		case t.From == "unknown" && t.To == "up": // at a start there are as many as backends
+			level = slog.LevelDebug
 		}
 		d.log.Log(context.Background(), level, "backend is "+t.To, "service", w.service, "backend", w.backend, "address", w.address,
 			"was", t.From, "cause", string(t.Cause), "evidence", t.Evidence)

@@ -38,10 +38,10 @@ func TestLearnsAndReports(t *testing.T) {
 			t.Errorf("down since %v", since)
 		}
 		s := f.stats["web/web-1 false"]
-		if s.Good < 6 || s.Bad != 0 || s.P50 < 2900 || s.P99 > 3600 || time.Since(s.Last) > 13*time.Second {
+		if s.Good < 4 || s.Bad != 0 || s.P50 < 2900 || s.P99 > 3600 || time.Since(s.Last) > 13*time.Second {
 			t.Errorf("statistics: %+v", s)
 		}
-		if s := f.stats["web/web-2 false"]; s.Bad < 6 || s.Good != 0 || s.LastError != "connection refused" {
+		if s := f.stats["web/web-2 false"]; s.Bad < 4 || s.Good != 0 || s.LastError != "connection refused" {
 			t.Errorf("statistics: %+v", s)
 		}
 	})

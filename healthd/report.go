@@ -39,18 +39,23 @@ func (d *Daemon) report(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-d.news:
-			// News wait for the end of a pause after a failure, and else for other news.
-			if !sleep(ctx, max(coalesce, t.backoff)) {
+			if !sleep(ctx, coalesce) {
 				return
 			}
 		case <-timer.C:
 			beats = true
 		}
-		wait := heartbeat
 		if r, ok := d.compose(&t, beats); ok && !d.tell(ctx, &t, r) {
-			wait = t.backoff
+			// The next one holds everything, soon.
+			signal(d.news)
+			select {
+			case <-ctx.Done():
+				return
+			case <-d.there:
+			case <-time.After(t.backoff):
+			}
 		}
-		timer.Reset(wait)
+		timer.Reset(heartbeat)
 	}
 }
 
@@ -99,9 +104,9 @@ func (d *Daemon) tell(ctx context.Context, t *teller, r control.HealthReport) bo
 		return true
 	case ctx.Err() != nil:
 		return false
+	case errors.Is(err, control.ErrResync): // it lacks a report, or has started again without our notice
 	case errors.Is(err, control.ErrBoot):
-		// Another forwarder, or one that lacks a report. The new one answers at once, while the question that is under way may hang on
-		// the old one as it drains.
+		// The new forwarder answers at once, while the question for targets that is under way may hang on the old one as it drains.
 		d.mu.Lock()
 		d.askAgain()
 		d.mu.Unlock()

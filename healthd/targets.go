@@ -80,6 +80,9 @@ func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool)
 	d.applyPassive(targets.Services, gone)
 	d.log.Info("backends to watch", "backends", len(d.order), "probes", len(monitors), "added", len(added), "removed", removed,
 		"agents", len(d.agents), "generation", targets.Generation, "forwarder_started", started)
+	if started {
+		signal(d.there)
+	}
 	signal(d.news)
 	return true
 }

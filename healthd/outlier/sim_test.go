@@ -217,11 +217,7 @@ func TestHealthyBackendsStay(t *testing.T) {
 	}{
 		{"ordinary traffic", func(w *world) {}, 0},
 		{"5 % spoofed SYNs", func(w *world) { w.spoofed = 0.05 }, 0},
-<<<<<<< HEAD
-		{"30 % spoofed SYNs", func(w *world) { w.spoofed = 0.3 }, 0},
-=======
 		{"30 % spoofed SYNs", func(w *world) { w.spoofed = 0.3 }, 0.02}, // ten SYNs of one other backend are not much to know r from
->>>>>>> machine
 		{"60 % spoofed SYNs", func(w *world) { w.spoofed = 0.6 }, 0},
 		{"95 % spoofed SYNs", func(w *world) { w.spoofed = 0.95 }, 0},
 		{"scanner, 40 SYNs in 0.1 s", func(w *world) { w.burst = bursts(40, period) }, 0},
@@ -237,11 +233,7 @@ func TestHealthyBackendsStay(t *testing.T) {
 				w.weights[i] = 0.2
 			}
 			w.weights[0] = float64(len(w.names))
-<<<<<<< HEAD
-		}, 0},
-=======
 		}, 0.02}, // by source: a pause of SYNs, and no handshake just before its end
->>>>>>> machine
 		{"a fifth of the clients far, traffic in bursts", func(w *world) {
 			w.rtt, w.load = mixed, func(w *world, at time.Duration) float64 {
 				if w.r.IntN(20) == 0 {
