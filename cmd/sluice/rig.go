@@ -238,14 +238,13 @@ func (r *rig) start(n *rigNode) (err error) {
 	if n.daemon, err = n.Start(run); err != nil {
 		return err
 	}
-	if err := n.daemon.WaitUntil(10*time.Second, "node is ready", n.ready); err != nil {
-		return err
+	if n.healthd == nil || n.healthd.Ended() { // else it notices that the daemon is another one
+		n.healthd, err = n.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-healthd"), Args: []string{"run", "--socket", n.socket}})
+		if err != nil {
+			return err
+		}
 	}
-	if n.healthd != nil && !n.healthd.Ended() {
-		return nil // it notices that the daemon is another one
-	}
-	n.healthd, err = n.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-healthd"), Args: []string{"run", "--socket", n.socket}})
-	return err
+	return n.daemon.WaitUntil(10*time.Second, "node is ready", n.ready)
 }
 
 func (n *rigNode) ready() error {
