@@ -187,14 +187,10 @@ func (s *system) startLoad(to netip.AddrPort, rate int) *steadyLoad {
 		defer close(l.ended)
 		var under sync.WaitGroup
 		defer under.Wait()
-		tick := time.NewTicker(time.Second / time.Duration(rate))
-		defer tick.Stop()
-		for i := 0; ; i++ {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
+		next := time.Now()
+		for i := 0; ctx.Err() == nil; i++ {
+			time.Sleep(time.Until(next)) // what is late is made up for
+			next = next.Add(time.Second / time.Duration(rate))
 			dialer := &testenv.Dialer{Namespace: s.net.Client, Source: sources[i%len(sources)]}
 			under.Go(func() {
 				r := attempt{began: time.Now()}
@@ -293,6 +289,6 @@ func lossWords(err error) string {
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		return "no answer"
 	}
-	text := err.Error()
-	return text[strings.LastIndex(text, ": ")+1:]
+	words := strings.Split(err.Error(), ": ")
+	return words[len(words)-1]
 }

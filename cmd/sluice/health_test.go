@@ -28,7 +28,7 @@ func must(t testing.TB, err error) {
 
 // A backend whose port is closed is out of the rotation within a second, at twenty connections a second to each, long before
 // its next probe. It comes back once it answers again.
-func TestClosedPortIsEjected(t *testing.T) {
+func TestHealthEjectsClosedPort(t *testing.T) {
 	t.Parallel()
 	s := newHealthSystem(t, 3)
 	servers := s.serveOn(8080)
@@ -111,7 +111,7 @@ func TestHealthFailsOpen(t *testing.T) {
 }
 
 // A health daemon that is stopped, and goes on much later with probes that have long had no answer, changes nothing.
-func TestStoppedHealthd(t *testing.T) {
+func TestHealthdStopped(t *testing.T) {
 	t.Parallel()
 	s := newHealthSystem(t, 3)
 	s.serveOn(8080)
@@ -150,7 +150,7 @@ func stoppedHealthd(s *system, stopped time.Duration) {
 }
 
 // While one health daemon reports, another one is refused, and is told who does. When that ends, the other takes over.
-func TestSecondHealthd(t *testing.T) {
+func TestHealthdTwice(t *testing.T) {
 	t.Parallel()
 	s := newHealthSystem(t, 1)
 	s.serveOn(8080)
@@ -176,7 +176,7 @@ func TestSecondHealthd(t *testing.T) {
 
 // Maintenance holds over a restart, takes a backend out without a lost connection, and keeps its failing probes out of the log's
 // warnings.
-func TestMaintenanceOverRestart(t *testing.T) {
+func TestHealthMaintenance(t *testing.T) {
 	t.Parallel()
 	s := newHealthSystem(t, 2)
 	servers := s.serveOn(8080)
@@ -219,7 +219,7 @@ func TestMaintenanceOverRestart(t *testing.T) {
 
 // A probe through the tunnel sees what a direct one does not: the agent has ended, and the clients' packets with it. What has
 // happened, and why, is in the events.
-func TestTunnelProbe(t *testing.T) {
+func TestHealthThroughTunnel(t *testing.T) {
 	t.Parallel()
 	s := newHealthSystem(t, 2)
 	s.serveOn(8080, 8081)

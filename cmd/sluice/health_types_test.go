@@ -30,7 +30,7 @@ import (
 )
 
 // Every type of check brings backends up whose server answers as it has to, and takes one down whose server does not.
-func TestEveryCheckType(t *testing.T) {
+func TestHealthCheckTypes(t *testing.T) {
 	t.Parallel()
 	s := newHealthSystem(t, 2)
 	exec := s.path("checks")
