@@ -47,27 +47,30 @@ func TestHealthCalm(t *testing.T) {
 			name string
 			run  func(*testing.T, *table, string)
 		}{
-			{"flapping, usual pace", func(t *testing.T, out *table, name string) { flapping(t, out, name, usual) }},
-			{"flapping, hasty pace", func(t *testing.T, out *table, name string) { flapping(t, out, name, hasty) }},
+			{"flapping at the usual pace", func(t *testing.T, out *table, name string) { flapping(t, out, name, usual) }},
+			{"flapping at a hasty pace", func(t *testing.T, out *table, name string) { flapping(t, out, name, hasty) }},
 			{"30 % of probes' packets lost", lossyProbes},
 			{"daemon killed and started", restarts},
 			{"healthd killed", killedHealthd},
+			{"healthd stopped", stoppedFor},
 		} {
 			t.Run(scenario.name, func(t *testing.T) {
 				t.Parallel()
 				scenario.run(t, out, scenario.name)
 			})
 		}
-		t.Run("healthd stopped", func(t *testing.T) {
-			t.Parallel()
-			s := newHealthSystem(t, 3)
-			s.serveOn(8080)
-			s.up(s.checked("web", 8080, fmt.Sprintf("{type: http, path: /name, %v}", usual)))
-			stoppedHealthd(s, calmTime)
-		})
 	})
 	w.Flush()
 	t.Logf("turns: how often a backend left the rotation or came back in %v\n%s", calmTime, &text)
+}
+
+// stoppedFor stops healthd for a minute.
+func stoppedFor(t *testing.T, out *table, name string) {
+	s := newHealthSystem(t, 3)
+	s.serveOn(8080)
+	s.up(s.checked("web", 8080, fmt.Sprintf("{type: http, path: /name, %v}", usual)))
+	turns, n := stoppedHealthd(s, calmTime)
+	out.row("%s\t%s\t%d\t%d\t%d\t%d\n", name, systemPassive, len(turns), n.lost, n.slow, n.requests)
 }
 
 // flapping has a backend that is up for a second and down for a second. A turn every time would be sixty.

@@ -200,13 +200,14 @@ func (s *system) events(n *rigNode) (list []healthEvent) {
 }
 
 // noneLost fails the test if a request since a time was lost.
-func (s *system) noneLost(what string, requests []attempt, since time.Time) {
+func (s *system) noneLost(what string, requests []attempt, since time.Time) losses {
 	s.t.Helper()
 	n := lossesBetween(requests, since, time.Now())
 	s.t.Logf("%s: %d requests, %d lost, %d slow", what, n.requests, n.lost, n.slow)
 	if n.lost != 0 || n.requests == 0 {
 		s.t.Errorf("%s: %d of %d requests were lost: %v", what, n.lost, n.requests, n.why)
 	}
+	return n
 }
 
 // healthdAt starts one more health daemon beside that of a node.

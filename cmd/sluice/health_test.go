@@ -120,7 +120,7 @@ func TestHealthdStopped(t *testing.T) {
 }
 
 // stoppedHealthd stops healthd for some time, longer than it takes to be stale.
-func stoppedHealthd(s *system, stopped time.Duration) {
+func stoppedHealthd(s *system, stopped time.Duration) ([]turn, losses) {
 	t, node := s.t, s.nodes[0]
 	s.waitFor(node, 15*time.Second, "all up", known("web", all(3, control.StateUp)...))
 	w := startWatch(t, node.takes)
@@ -142,11 +142,13 @@ func stoppedHealthd(s *system, stopped time.Duration) {
 		return nil
 	})
 	time.Sleep(2 * time.Second)
-	if turns := w.end(); len(turns) != 0 {
+	turns := w.end()
+	if len(turns) != 0 {
 		t.Errorf("what backends take has changed: %v", turns)
 	}
-	s.noneLost(fmt.Sprintf("healthd stopped for %v", stopped), requests.wait(), began)
+	n := s.noneLost(fmt.Sprintf("healthd stopped for %v", stopped), requests.wait(), began)
 	s.down()
+	return turns, n
 }
 
 // While one health daemon reports, another one is refused, and is told who does. When that ends, the other takes over.
