@@ -118,7 +118,7 @@ func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, 
 	const (
 		measured = 30 * time.Second
 		settle   = 5 * time.Second
-		ready    = 60 * time.Second
+		ready    = 2 * time.Minute
 		port     = 8080
 	)
 	env := testenv.ForTest(t)
