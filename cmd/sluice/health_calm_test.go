@@ -13,6 +13,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/testenv"
 )
@@ -234,7 +236,10 @@ func TestHealthTunnelFaults(t *testing.T) {
 		what       string
 		begin, end func()
 	}{
-		{"no VIP on the backend", func() { must(t, victim.DelAddr("lo", vip)) }, func() { must(t, victim.AddAddr("lo", vip)) }},
+		{"no VIP on the backend", func() { // which the agent would put back
+			must(t, victim.agent.Signal(unix.SIGSTOP))
+			must(t, victim.DelAddr("lo", vip))
+		}, func() { must(t, victim.agent.Signal(unix.SIGCONT)) }},
 		{"a firewall that drops IPIP", func() {
 			s.nft(s.net.Router.Namespace, fmt.Sprintf(`table netdev wall { chain in { type filter hook ingress device %s priority 0; ip daddr %v ip protocol 4 drop; }; }`,
 				node.Port(), victim.IPv4))

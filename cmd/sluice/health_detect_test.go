@@ -141,7 +141,7 @@ func (r *detectRig) away() []netip.Prefix {
 	return hosts
 }
 
-// TestHealthDetection has one backend of three fail in one way after the other, and prints until when clients lose new connections, in
+// TestHealthDetection has one backend of three, in turn, fail in one way after the other, and prints until when clients lose new connections, in
 // three systems at once: with probes alone, with passive health too, and with HAProxy.
 func TestHealthDetection(t *testing.T) {
 	var table strings.Builder
@@ -149,9 +149,9 @@ func TestHealthDetection(t *testing.T) {
 	fmt.Fprint(w, "FAULT\tFORWARD\tSYSTEM\tOUT AFTER\tLAST LOST AFTER\tLAST SLOW AFTER\tLOST\tSLOW\tOF\tBACK AFTER\tLOST SINCE\tWHY\n")
 	for _, forward := range []string{"ipip", "nat"} {
 		r := newDetectRig(t, forward, usual)
-		for _, f := range healthFaults {
+		for i, f := range healthFaults {
 			if forward == "ipip" || f.name == "SIGKILL" || f.name == "black hole" {
-				t.Run(f.name+", "+forward, func(t *testing.T) { r.detect(t, f, w, forward) })
+				t.Run(f.name+", "+forward, func(t *testing.T) { r.detect(t, f, r.backends[i%len(r.backends)].name, w, forward) })
 			}
 		}
 		for _, watch := range r.watches {
@@ -163,15 +163,14 @@ func TestHealthDetection(t *testing.T) {
 	t.Logf("a backend of three, %d new connections a second to each system; checks: %v\n%s", detectRate, usual, &table)
 }
 
-// detect does one fault to web-2, and measures.
-func (r *detectRig) detect(t *testing.T, f healthFault, table *tabwriter.Writer, forward string) {
+// detect does one fault to a backend, and measures.
+func (r *detectRig) detect(t *testing.T, f healthFault, victim string, table *tabwriter.Writer, forward string) {
 	const (
 		calm    = 3 * time.Second
 		faulty  = 12 * time.Second
 		back    = 90 * time.Second // until it takes flows again, at the most
 		settled = 2 * time.Second  // after that
 	)
-	const victim = "web-2"
 	server := r.servers[victim]
 	systems := []string{systemActive, systemPassive, systemHAProxy}[:len(r.to)]
 	loads := map[string]*steadyLoad{}
