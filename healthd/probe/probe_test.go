@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -275,7 +276,7 @@ func TestDrippingAnswerIsNotLookedAtForEachByte(t *testing.T) {
 func TestHedging(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		lost  int // how many attempts are never answered
+		lost  int32 // how many attempts are never answered
 		after time.Duration
 		good  bool
 	}{
@@ -286,9 +287,9 @@ func TestHedging(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tried := 0
+				var tried atomic.Int32
 				p := New(Options{Dial: func(ctx context.Context, network string, _ *Target) (net.Conn, error) {
-					if tried++; tried <= c.lost {
+					if tried.Add(1) <= c.lost {
 						<-ctx.Done()
 						return nil, ctx.Err()
 					}
@@ -309,12 +310,12 @@ func TestHedging(t *testing.T) {
 // An attempt that succeeds after another did is closed.
 func TestLateConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tried := 0
-		var late net.Conn
+		var tried atomic.Int32
+		late := make(chan net.Conn, 1)
 		p := New(Options{Dial: func(ctx context.Context, _ string, _ *Target) (net.Conn, error) {
 			mine, other := net.Pipe()
-			if tried++; tried == 1 {
-				late = other
+			if tried.Add(1) == 1 {
+				late <- other
 				time.Sleep(2 * time.Second) // does not look at ctx
 			}
 			return mine, nil
@@ -325,7 +326,7 @@ func TestLateConnectionIsClosed(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
-		if _, err := late.Write([]byte("x")); err != io.ErrClosedPipe {
+		if _, err := (<-late).Write([]byte("x")); err != io.ErrClosedPipe {
 			t.Errorf("the late connection is open: %v", err)
 		}
 	})
