@@ -43,7 +43,7 @@ func target(addr netip.AddrPort, c config.Check) *Target {
 	return &Target{Service: "web", Backend: "web-1", Address: addr.Addr(), VIP: netip.MustParseAddr("192.0.2.10"), Check: &c}
 }
 
-// wanted is what a probe is to see: part of the evidence, and one of these.
+// verdict is what a result comes to.
 type verdict int
 
 const (
@@ -121,7 +121,13 @@ func refusing(t testing.TB) netip.AddrPort {
 // full is a listener whose queue is full and which never accepts: a SYN to it gets no answer.
 func full(t testing.TB) netip.AddrPort {
 	t.Helper()
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	addr, _ := fullListener(t)
+	return addr
+}
+
+func fullListener(t testing.TB) (addr netip.AddrPort, fd int) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +142,7 @@ func full(t testing.TB) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(name.(*syscall.SockaddrInet4).Port))
+	addr = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(name.(*syscall.SockaddrInet4).Port))
 	for range 4 {
 		c, err := net.DialTimeout("tcp", addr.String(), 50*time.Millisecond)
 		if err != nil {
@@ -144,7 +150,7 @@ func full(t testing.TB) netip.AddrPort {
 		}
 		t.Cleanup(func() { c.Close() })
 	}
-	return addr
+	return addr, fd
 }
 
 // What a server can do wrong.
@@ -262,10 +268,8 @@ func TestTCP(t *testing.T) {
 // A byte at a time is looked at a number of times that grows with the logarithm of what came.
 func TestDrippingAnswerIsNotLookedAtForEachByte(t *testing.T) {
 	looks, look := 0, 1
-	for n := range defaultLimit {
-		if n+1 >= look {
-			looks, look = looks+1, n+1+(n+1)/8+1
-		}
+	for ; look < defaultLimit; look = nextLook(look) {
+		looks++
 	}
 	if looks > 100 {
 		t.Errorf("%d looks at %d bytes", looks, defaultLimit)
@@ -304,6 +308,23 @@ func TestHedging(t *testing.T) {
 				synctest.Wait() // a goroutine that is left fails the test
 			})
 		})
+	}
+}
+
+// A SYN that the kernel would send again after a second only is no failure: here the first one meets a full queue.
+func TestLostSYN(t *testing.T) {
+	addr, fd := fullListener(t)
+	room := time.AfterFunc(100*time.Millisecond, func() {
+		for range 8 {
+			if c, _, err := syscall.Accept(fd); err == nil {
+				_ = syscall.Close(c)
+			}
+		}
+	})
+	defer room.Stop()
+	to := target(addr, config.Check{Type: config.CheckTCP, Timeout: config.Duration(900 * time.Millisecond)})
+	if r := expect(t, New(Options{}), to, good, "connected"); r.Latency < 300*time.Millisecond {
+		t.Errorf("took %v: the first SYN was answered", r.Latency)
 	}
 }
 
