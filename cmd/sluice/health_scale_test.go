@@ -137,6 +137,7 @@ func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, 
 	}
 	dir := t.TempDir()
 	if via == config.ViaTunnel {
+		must(t, addAddresses(backend, filepath.Join(dir, "addresses"))) // the agent takes what is for those of its host
 		agent, err := backend.Start(testenv.Cmd{Path: filepath.Join(bin, "sluice-agent"), Args: []string{"run", "--interface", "eth0", "--vip", testVIP4.String(), "--state-dir", filepath.Join(dir, "agent")}})
 		must(t, err)
 		must(t, agent.WaitOutput(10*time.Second, "taking packets"))
@@ -239,4 +240,19 @@ func residentSize(t testing.TB, pid int) int {
 	}
 	must(t, errors.New("no VmRSS"))
 	return 0
+}
+
+// addAddresses gives a namespace the addresses of all backends, on its loopback.
+func addAddresses(ns *testenv.Namespace, file string) error {
+	var batch strings.Builder
+	address := scaleNetwork.Addr()
+	for range scaleBackends {
+		address = address.Next()
+		fmt.Fprintf(&batch, "addr add %s/32 dev lo\n", address)
+	}
+	if err := os.WriteFile(file, []byte(batch.String()), 0o600); err != nil {
+		return err
+	}
+	_, err := ns.Run(time.Minute, testenv.Cmd{Path: "ip", Args: []string{"-batch", file}})
+	return err
 }

@@ -31,7 +31,11 @@ var longAgo = time.Unix(1, 0)
 // connect makes a socket, and connects it to addr. A stream is reset when it is closed, not shut down in order: ten thousand
 // backends probed every two seconds would otherwise leave 300,000 sockets in TIME_WAIT. It is plain TCP, as is what the
 // backend's clients speak to it through the forwarder: net.Dialer would ask for MPTCP.
-func connect(ctx context.Context, kind, protocol int, addr netip.AddrPort) (*socket, error) {
+//
+// With glance set, the SYN-ACK is the answer that is waited for, and nothing is to be said: its acknowledgement is delayed, and the
+// reset comes instead. So a backend makes no connection of it, which no server has to accept, and no log has. It is a quarter of the work for
+// both ends (BenchmarkConnect). HAProxy's checks do the same.
+func connect(ctx context.Context, kind, protocol int, addr netip.AddrPort, glance bool) (*socket, error) {
 	to := addr.Addr().Unmap()
 	family, sa := unix.AF_INET, unix.Sockaddr(nil)
 	if to.Is4() {
@@ -45,6 +49,9 @@ func connect(ctx context.Context, kind, protocol int, addr netip.AddrPort) (*soc
 	}
 	if kind == unix.SOCK_STREAM {
 		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) // only costs the TIME_WAIT
+	}
+	if glance {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0) // only costs a packet
 	}
 	// Before the poller knows the socket: to epoll one that is not connecting yet has hung up.
 	err = unix.Connect(fd, sa)
