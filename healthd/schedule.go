@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// schedule runs probes when they are due. It has one goroutine, and one more for each probe that is under way; what waits costs a
-// place in a heap.
+// schedule runs probes when they are due. It has one goroutine, and as many more as there have been probes under way at once; what
+// waits costs a place in a heap.
 //
 // Probes are spread evenly: each one has a phase of its own within its interval, a multiple of the golden ratio, which no
 // number of probes brings together, and returns to it after a time at the fast pace. Jitter moves single probes about it.
@@ -27,6 +27,7 @@ type schedule struct {
 	phases  float64 // handed out so far
 	running int
 	late    uint64
+	todo    chan *monitor // to a goroutine that has nothing to do: its stack has grown already
 	wake    chan struct{} // capacity 1: the first in waiting has changed, or a place is free
 	ended   sync.WaitGroup
 }
@@ -58,7 +59,7 @@ func (h *dueHeap) Pop() any {
 const nowhere = -1
 
 func newSchedule(ctx context.Context, most int, run func(context.Context, *monitor) bool) *schedule {
-	return &schedule{ctx: ctx, base: time.Now(), run: run, most: most, wake: make(chan struct{}, 1)}
+	return &schedule{ctx: ctx, base: time.Now(), run: run, most: most, todo: make(chan *monitor), wake: make(chan struct{}, 1)}
 }
 
 // add puts monitors into the schedule. Their first probes come soon, but not all at once.
@@ -134,9 +135,25 @@ func (s *schedule) start() (wait time.Duration) {
 		heap.Pop(&s.waiting)
 		m.late = false
 		s.running++
-		s.ended.Go(func() { s.probe(m) })
+		select {
+		case s.todo <- m:
+		default:
+			s.ended.Go(func() { s.work(m) })
+		}
 	}
 	return time.Hour
+}
+
+// work makes the probe of m, and then of whichever monitor it is given, until the schedule's context is done.
+func (s *schedule) work(m *monitor) {
+	for {
+		s.probe(m)
+		select {
+		case <-s.ctx.Done():
+			return
+		case m = <-s.todo:
+		}
+	}
 }
 
 func (s *schedule) probe(m *monitor) {

@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"text/tabwriter"
 	"time"
@@ -35,6 +34,7 @@ type scaleForwarder struct {
 
 	mu      sync.Mutex
 	state   map[string]control.State // by backend
+	made    map[string]uint64        // probes, by backend, as last told: each ten seconds
 	reports int
 }
 
@@ -60,6 +60,9 @@ func (f *scaleForwarder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		f.reports++
 		for _, b := range report.Backends {
 			f.state[b.Backend] = b.State
+		}
+		for _, p := range report.Probes {
+			f.made[p.Backend] = p.Good + p.Bad
 		}
 		f.mu.Unlock()
 		answer = control.HealthAnswer{Boot: f.targets.Boot, Generation: f.targets.Generation}
@@ -117,7 +120,7 @@ func TestHealthScale(t *testing.T) {
 func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, via config.Via, interval time.Duration) (share float64, size int) {
 	const (
 		measured = 30 * time.Second
-		settle   = 5 * time.Second
+		settle   = 12 * time.Second // until statistics of all probes have been told
 		ready    = 2 * time.Minute
 		port     = 8080
 	)
@@ -142,14 +145,9 @@ func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, 
 		must(t, err)
 		must(t, agent.WaitOutput(10*time.Second, "taking packets"))
 	}
-	var probes atomic.Uint64
 	l, err := backend.Listen("tcp4", fmt.Sprintf(":%d", port))
 	must(t, err)
-	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ConnState: func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			probes.Add(1)
-		}
-	}}
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
 	defer server.Close()
 	go func() { _ = server.Serve(l) }()
 
@@ -168,7 +166,7 @@ func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, 
 		address = address.Next()
 		service.Backends = append(service.Backends, control.TargetBackend{Name: fmt.Sprintf("web-%d", i+1), Address: address})
 	}
-	f := &scaleForwarder{state: map[string]control.State{}, targets: control.Targets{Boot: "scale", Generation: 1, Services: []control.TargetService{service}}}
+	f := &scaleForwarder{state: map[string]control.State{}, made: map[string]uint64{}, targets: control.Targets{Boot: "scale", Generation: 1, Services: []control.TargetService{service}}}
 	socket := filepath.Join(dir, "control.sock")
 	control, err := net.Listen("unix", socket)
 	must(t, err)
@@ -189,7 +187,11 @@ func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, 
 	count := func() (time.Time, time.Duration, uint64, int) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		return time.Now(), processTime(t, healthd.PID()), probes.Load(), f.reports
+		probes := uint64(0)
+		for _, n := range f.made {
+			probes += n
+		}
+		return time.Now(), processTime(t, healthd.PID()), probes, f.reports
 	}
 	start, cpu0, probes0, reports0 := count()
 	time.Sleep(measured)

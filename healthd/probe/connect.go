@@ -29,7 +29,7 @@ func (c *connection) Close() error {
 
 // open connects to t by TCP, and with TLS if its check says so. protocol is that of ALPN, or empty.
 func (p *Prober) open(ctx context.Context, t *Target, protocol string) (*connection, error) {
-	c, err := hedged(ctx, t.timeout()/attempts, func(ctx context.Context) (net.Conn, error) { return p.dial(ctx, "tcp", t) })
+	c, err := hedged(ctx, 1, t.timeout()/attempts, func(ctx context.Context, _ int) (net.Conn, error) { return p.dial(ctx, "tcp", t) })
 	if err != nil {
 		return nil, err
 	}
@@ -76,17 +76,7 @@ func (p *Prober) dial(ctx context.Context, network string, t *Target) (net.Conn,
 	if network == "udp" {
 		kind = unix.SOCK_DGRAM
 	}
-	s, err := connect(ctx, kind, 0, t.probed(), t.glances())
-	if err != nil {
-		return nil, err // not s, which would be a net.Conn that is not nil
-	}
-	return s, nil
-}
-
-// glances says whether a SYN-ACK is all that the probe wants.
-func (t *Target) glances() bool {
-	c := t.Check
-	return c.Type == config.CheckTCP && c.TLS == nil && c.Send == "" && c.Expect.Body == "" && c.Expect.BodyRegexp == ""
+	return connect(ctx, kind, 0, t.probed())
 }
 
 // bound ties what is read and written to ctx.
@@ -97,9 +87,10 @@ func bound(ctx context.Context, c net.Conn) *connection {
 	return &connection{c, c, context.AfterFunc(ctx, func() { _ = c.SetDeadline(longAgo) })}
 }
 
-// hedged makes an attempt, and another beside it each time that pause has passed. It returns the first connection, or the first
-// error: a backend that refuses one refuses all. What comes later is closed.
-func hedged(ctx context.Context, pause time.Duration, attempt func(context.Context) (net.Conn, error)) (net.Conn, error) {
+// hedged makes so many attempts at once, and another beside them each time that pause has passed, until there were as many as are
+// made; attempt is told which one it is, from 0. It returns the first connection, or the first error: a backend that refuses one
+// refuses all. What comes later is closed.
+func hedged(ctx context.Context, atOnce int, pause time.Duration, attempt func(ctx context.Context, n int) (net.Conn, error)) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	type end struct {
@@ -107,9 +98,12 @@ func hedged(ctx context.Context, pause time.Duration, attempt func(context.Conte
 		err  error
 	}
 	ends := make(chan end)
+	started := 0
 	start := func() {
+		n := started
+		started++
 		go func() {
-			conn, err := attempt(ctx)
+			conn, err := attempt(ctx, n)
 			select {
 			case ends <- end{conn, err}:
 			case <-ctx.Done():
@@ -119,17 +113,19 @@ func hedged(ctx context.Context, pause time.Duration, attempt func(context.Conte
 			}
 		}()
 	}
-	start()
+	for range atOnce {
+		start()
+	}
 	again := time.NewTicker(max(pause, time.Millisecond))
 	defer again.Stop()
-	for n := 1; ; {
+	for {
 		select {
 		case e := <-ends:
 			return e.conn, e.err
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-again.C:
-			if n++; n <= attempts {
+			if started < attempts {
 				start()
 			}
 		}

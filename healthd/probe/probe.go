@@ -104,7 +104,7 @@ func saw(evidence string) outcome { return outcome{evidence, -1} }
 func (p *Prober) Probe(ctx context.Context, t *Target) Result {
 	start := time.Now()
 	within, cancel := ctx, context.CancelFunc(func() {})
-	if t.Check.Type != config.CheckExec { // its time begins when there is a place for it
+	if t.Check.Type != config.CheckExec && !t.glances() { // their time is their own: a program's begins when there is a place for it
 		within, cancel = context.WithTimeout(ctx, t.timeout())
 	}
 	defer cancel()
@@ -131,6 +131,9 @@ func over(ctx context.Context) bool {
 func (p *Prober) probe(ctx context.Context, t *Target) (outcome, error) {
 	switch t.Check.Type {
 	case config.CheckTCP:
+		if t.glances() {
+			return p.glance(ctx, t)
+		}
 		return p.tcp(ctx, t)
 	case config.CheckHTTP, config.CheckHTTPS, config.CheckHTTP2:
 		return p.http(ctx, t)

@@ -17,6 +17,8 @@ import (
 type socket struct {
 	*os.File
 	remote netip.AddrPort
+	kind   int           // SOCK_STREAM …
+	to     unix.Sockaddr // remote
 }
 
 // LocalAddr is nil: nothing asks for it.
@@ -28,14 +30,41 @@ func (s *socket) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(s.remote
 // longAgo is a deadline that has passed.
 var longAgo = time.Unix(1, 0)
 
-// connect makes a socket, and connects it to addr. A stream is reset when it is closed, not shut down in order: ten thousand
-// backends probed every two seconds would otherwise leave 300,000 sockets in TIME_WAIT. It is plain TCP, as is what the
-// backend's clients speak to it through the forwarder: net.Dialer would ask for MPTCP.
+// connect makes a socket, and connects it to addr.
+func connect(ctx context.Context, kind, protocol int, addr netip.AddrPort) (net.Conn, error) {
+	s, pending, err := begin(kind, protocol, addr, false)
+	return s.finish(ctx, pending, err)
+}
+
+// finish waits for what begin returned, until ctx is done.
+func (s *socket) finish(ctx context.Context, pending bool, err error) (net.Conn, error) {
+	if err != nil {
+		return nil, err // not s, which would be a net.Conn that is not nil
+	}
+	if !pending {
+		return s, nil
+	}
+	_ = s.SetWriteDeadline(time.Time{})
+	stop := context.AfterFunc(ctx, func() { _ = s.SetWriteDeadline(longAgo) })
+	defer stop()
+	if err = s.await(); err == nil {
+		return s, nil
+	}
+	s.Close()
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return nil, err
+}
+
+// begin makes a socket, and begins to connect it to addr; while that is pending, await waits for it. A stream is reset when it is
+// closed, not shut down in order: ten thousand backends probed every two seconds would otherwise leave 300,000 sockets in
+// TIME_WAIT. It is plain TCP, as is what the backend's clients speak to it through the forwarder: net.Dialer would ask for MPTCP.
 //
-// With glance set, the SYN-ACK is the answer that is waited for, and nothing is to be said: its acknowledgement is delayed, and the
-// reset comes instead. So a backend makes no connection of it, which no server has to accept, and no log has. It is a quarter of the work for
-// both ends (BenchmarkConnect). HAProxy's checks do the same.
-func connect(ctx context.Context, kind, protocol int, addr netip.AddrPort, glance bool) (*socket, error) {
+// With glance set, the SYN-ACK is all that is waited for, and nothing is to be said: its acknowledgement is delayed, and the
+// reset comes instead. So the backend's host makes no connection of it, which no server has to accept and no log has, and both ends have
+// a quarter less to do (BenchmarkConnect). HAProxy's checks do the same.
+func begin(kind, protocol int, addr netip.AddrPort, glance bool) (s *socket, pending bool, err error) {
 	to := addr.Addr().Unmap()
 	family, sa := unix.AF_INET, unix.Sockaddr(nil)
 	if to.Is4() {
@@ -45,7 +74,7 @@ func connect(ctx context.Context, kind, protocol int, addr netip.AddrPort, glanc
 	}
 	fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
+		return nil, false, os.NewSyscallError("socket", err)
 	}
 	if kind == unix.SOCK_STREAM {
 		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) // only costs the TIME_WAIT
@@ -55,18 +84,44 @@ func connect(ctx context.Context, kind, protocol int, addr netip.AddrPort, glanc
 	}
 	// Before the poller knows the socket: to epoll one that is not connecting yet has hung up.
 	err = unix.Connect(fd, sa)
-	s := &socket{os.NewFile(uintptr(fd), "socket"), addr}
+	s = &socket{os.NewFile(uintptr(fd), "socket"), addr, kind, sa}
 	if errors.Is(err, unix.EINPROGRESS) {
-		err = s.await(ctx, sa)
+		return s, true, nil
 	}
-	if err == nil && kind == unix.SOCK_STREAM && isSelf(fd, sa) {
+	if err = s.connected(fd, err); err != nil {
+		s.Close()
+		return nil, false, err
+	}
+	return s, false, nil
+}
+
+// await waits until the socket is connected, has failed, or its deadline for writing is over. To connect once more tells:
+// EALREADY while it is going on, then how it ended.
+func (s *socket) await() error {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// Asked before the first wait too: the answer may have come, and the poller forgotten it, since the socket was made.
+	waitErr := raw.Write(func(fd uintptr) bool {
+		if err = unix.Connect(int(fd), s.to); errors.Is(err, unix.EALREADY) {
+			return false
+		}
+		err = s.connected(int(fd), err)
+		return true
+	})
+	if waitErr != nil {
+		return waitErr
+	}
+	return err
+}
+
+// connected is what a connect that ended with err comes to.
+func (s *socket) connected(fd int, err error) error {
+	if err == nil && s.kind == unix.SOCK_STREAM && isSelf(fd, s.to) {
 		err = unix.ECONNREFUSED
 	}
-	if err != nil {
-		s.Close()
-		return nil, os.NewSyscallError("connect", err)
-	}
-	return s, nil
+	return os.NewSyscallError("connect", err)
 }
 
 // isSelf reports whether a socket is connected to itself: on this node, where nobody listens on a port of those that are given to
@@ -85,22 +140,4 @@ func isSelf(fd int, to unix.Sockaddr) bool {
 		return ok && from.Port == to.Port && from.Addr == to.Addr
 	}
 	return false
-}
-
-// await waits until the socket is connected. To connect once more tells: EALREADY while it is going on, then how it ended.
-func (s *socket) await(ctx context.Context, sa unix.Sockaddr) error {
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { _ = s.SetWriteDeadline(longAgo) })()
-	// Asked before the first wait too: the answer may have come, and the poller forgotten it, since the socket was made.
-	waitErr := raw.Write(func(fd uintptr) bool {
-		err = unix.Connect(int(fd), sa)
-		return !errors.Is(err, unix.EALREADY)
-	})
-	if ctx.Err() != nil {
-		return ctx.Err()
-	}
-	return errors.Join(waitErr, err)
 }

@@ -21,7 +21,7 @@ func TestConnectionToItself(t *testing.T) {
 	}
 	for _, addr := range []string{"127.0.0.1:40000", "[::1]:40000"} {
 		err := ns.Do(func() error {
-			c, err := connect(t.Context(), unix.SOCK_STREAM, 0, netip.MustParseAddrPort(addr), false)
+			c, err := connect(t.Context(), unix.SOCK_STREAM, 0, netip.MustParseAddrPort(addr))
 			if err == nil {
 				c.Close()
 			}
