@@ -155,7 +155,7 @@ func TestHealthRequestsThatAreRefused(t *testing.T) {
 }
 
 func TestSignalsOverTheWire(t *testing.T) {
-	d, _, c := serve(t)
+	d, s, c := serve(t)
 	enough := errors.New("enough")
 	counted := false
 	err := c.Signals(t.Context(), func(l SignalsLine) error {
@@ -176,6 +176,7 @@ func TestSignalsOverTheWire(t *testing.T) {
 	}
 
 	// Four may follow, and not a fifth, until one goes.
+	eventually(t, "the first has gone", func() bool { return len(s.streams) == 0 })
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	begun, ended := make(chan struct{}, maxStreams), make(chan error, maxStreams)
@@ -225,7 +226,7 @@ func (f flood) Signals(ctx context.Context, send func(SignalsLine) error) error 
 // A client that leaves its lines unread is cut off.
 func TestSignalsThatNobodyReads(t *testing.T) {
 	d, s, c := serve(t)
-	s.daemon, s.patience = flood{d}, 100*time.Millisecond
+	s.daemon, s.patience = flood{d}, time.Second
 	conn, err := net.Dial("unix", c.socket)
 	if err != nil {
 		t.Fatal(err)
