@@ -98,7 +98,7 @@ func TestPrintBackendHealth(t *testing.T) {
 		t.Fatal(err)
 	}
 	inOrder(t, b.String(),
-		"web/web-2 (10.0.0.12) is DOWN for 3m0s: connection refused\n", "HEALTH IS IGNORED",
+		"web/web-2 (10.0.0.12): DOWN for 3m0s: connection refused\n", "HEALTH IS IGNORED",
 		"takes", "all of its share of new flows\n", "flows", "12, weight 100\n", "by hand", "in maintenance for 1m0s; drained for 1h0m\n",
 		"check", "http port 8080", "200 probes good, 5 bad, the last 500ms ago\n", "half below 1.23ms, 90 % below 2.5ms, 99 % below 20ms\n",
 		"the last bad one: connection refused\n", "down for 3m0s: connection refused\n", "readiness", "none\n", "passive", "off\n",

@@ -77,7 +77,7 @@ func TestMaintenanceIsQuiet(t *testing.T) {
 	}
 	d, _ := b.Detail(EventFilter{})
 	s, c := d.Services[0], d.Backends[2]
-	if !s.Quorum.Met || s.Quorum.Have != 2 || s.Wanted != 2 || s.FailOpen || s.Phases[PhaseMaintenance] != 1 || c.Phase != PhaseMaintenance || c.Health.State != StateDown {
+	if !s.Quorum.Met || s.Quorum.Have != 2 || s.Wanted != 2 || s.FailOpen || s.Phases[PhaseMaintenance] != 1 || c.Phase != PhaseMaintenance || c.Health.State != StateDown || c.Why != "set by hand; it is down" {
 		t.Errorf("service %+v, backend %+v", s, c)
 	}
 	if n := len(happened(b, EventFilter{Backend: "c"})); n != 7 {
