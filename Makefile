@@ -35,15 +35,14 @@ test-unit: ## the tests that need no root, under a minute
 
 .PHONY: test-zerocopy
 test-zerocopy: build ## real drivers in zero-copy mode, in emulated machines (root; installs QEMU, fetches kernels)
-	@command -v qemu-system-x86_64 >/dev/null && command -v xz >/dev/null || { apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends qemu-system-x86 seabios xz-utils; }
+	@./.ci/install qemu-system-x86 seabios xz-utils
 	CGO_ENABLED=0 $(GO) test -tags guest -count 1 -timeout 15m -v ./testenv/guest/zerocopy
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck, and where unsafe may be
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo 'gofmt -w these files'; exit 1; }
-	$(GO) vet -tags guest,floods ./...
-	$(TOOL) staticcheck -tags guest,floods ./...
+	$(GO) vet -tags guest,floods,health ./...
+	$(TOOL) staticcheck -tags guest,floods,health ./...
 	@! grep -rl --include='*.go' '"unsafe"' . | grep -v -e '^./forwarder/xsk/' -e '^./internal/shm/' || { echo 'unsafe belongs into forwarder/xsk and internal/shm'; exit 1; }
 
 .PHONY: generate
@@ -79,6 +78,11 @@ test-long: sim ## the long forms: simulator, a hundred million operations on the
 .PHONY: test-floods
 test-floods: ## how regular clients fare during floods, with and without a defence (root; two cores and nothing else on them; ten minutes)
 	$(GO) test -tags floods -count 1 -timeout 30m -v -run 'TestCookieThroughput|TestDropsInXDP|TestFloods' ./cmd/sluice
+
+.PHONY: test-health
+test-health: ## how long clients lose connections to a backend that fails, beside HAProxy; what must change nothing; ten thousand backends (root; installs HAProxy and nftables; two cores and nothing else on them; ten minutes)
+	@./.ci/install haproxy nftables nginx-light iproute2
+	$(GO) test -tags health -count 1 -parallel 6 -timeout 30m -v -run 'TestHealth' ./cmd/sluice
 
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME

@@ -274,6 +274,7 @@ func (n *Node) Run(ctx context.Context) error {
 	helpers.Go(func() { n.followClients(ctx) })
 	helpers.Go(func() { n.followFloods(ctx) })
 	helpers.Go(func() { n.followOverload(ctx) })
+	helpers.Go(func() { n.followRefused(ctx) })
 	select {
 	case <-ctx.Done():
 	case err := <-n.watching:

@@ -27,6 +27,9 @@ import (
 var bin string
 
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(webServerEnv); spec != "" {
+		os.Exit(serveWeb(spec))
+	}
 	code := func() int {
 		if os.Geteuid() != 0 {
 			return m.Run() // the tests that need root say so

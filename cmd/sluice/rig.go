@@ -28,6 +28,7 @@ type rig struct {
 	vips     []netip.Addr
 	tunnel   string // the configuration's tunnel section, in YAML flow style; empty: none
 	limits   string // likewise its limits
+	health   string // likewise what concerns the checks of all services
 	// interfaces is the configuration's list of interfaces, in YAML flow style; empty: eth0.
 	interfaces string
 	cpus       string // the core of the one worker; empty: as many as there can be
@@ -184,6 +185,9 @@ tunnel: {{.}}
 {{- with .Limits}}
 limits: {{.}}
 {{- end}}
+{{- with .Health}}
+health: {{.}}
+{{- end}}
 services:
 {{- range $s := .Services}}
   - name: {{.Name}}
@@ -211,7 +215,7 @@ func (b *rigBackend) Name() string { return b.name }
 func (r *rig) configure(n *rigNode, services ...rigService) error {
 	var b bytes.Buffer
 	err := rigConfig.Execute(&b, map[string]any{
-		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Limits": r.limits, "CPUs": r.cpus, "Interfaces": r.interfaces, "Services": services,
+		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Limits": r.limits, "Health": r.health, "CPUs": r.cpus, "Interfaces": r.interfaces, "Services": services,
 	})
 	if err != nil {
 		return err
@@ -238,14 +242,13 @@ func (r *rig) start(n *rigNode) (err error) {
 	if n.daemon, err = n.Start(run); err != nil {
 		return err
 	}
-	if err := n.daemon.WaitUntil(10*time.Second, "node is ready", n.ready); err != nil {
-		return err
+	if n.healthd == nil || n.healthd.Ended() { // else it notices that the daemon is another one
+		n.healthd, err = n.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-healthd"), Args: []string{"run", "--socket", n.socket}})
+		if err != nil {
+			return err
+		}
 	}
-	if n.healthd != nil && !n.healthd.Ended() {
-		return nil // it notices that the daemon is another one
-	}
-	n.healthd, err = n.Start(testenv.Cmd{Path: filepath.Join(r.bin, "sluice-healthd"), Args: []string{"run", "--socket", n.socket}})
-	return err
+	return n.daemon.WaitUntil(10*time.Second, "node is ready", n.ready)
 }
 
 func (n *rigNode) ready() error {

@@ -62,7 +62,7 @@ func (c *Client) Maintenance(ctx context.Context, service, backend string, on bo
 }
 
 // Signals calls each with how connections to backends fare, until ctx ends, each returns an error, which is returned then, or
-// the daemon ends. A line comes every second at least; without one for some seconds the daemon counts as gone. Who does not
+// the daemon ends. A line comes twice a second at least; without one for some seconds the daemon counts as gone. Who does not
 // come back from each for some seconds is cut off.
 func (c *Client) Signals(ctx context.Context, each func(SignalsLine) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)

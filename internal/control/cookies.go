@@ -260,7 +260,7 @@ func (b *Book) learn(reports []AgentReport) {
 			continue
 		}
 		before, known := b.agents[r.Agent]
-		news = news || !known || !before.same(r)
+		news = news || !known || !before.Same(r)
 		b.agents[r.Agent] = r
 	}
 	if news {
@@ -279,8 +279,8 @@ func (b *Book) asks(agent string) bool {
 	return found
 }
 
-// same says whether two reports lead to the same offers.
-func (r AgentReport) same(o AgentReport) bool {
+// Same says whether two reports lead to the same offers.
+func (r AgentReport) Same(o AgentReport) bool {
 	far := func(r *AgentReport) bool { return (time.Duration(r.SkewMS) * time.Millisecond).Abs() > maxSkew }
 	a, b := r.Answer.Cookies, o.Answer.Cookies
 	if r.Error != o.Error || (a == nil) != (b == nil) || far(&r) != far(&o) || !slices.Equal(r.Answer.VIPs, o.Answer.VIPs) {

@@ -8,7 +8,8 @@ import (
 
 const (
 	signalsEvery = 100 * time.Millisecond // how often signals are looked at for a stream
-	signOfLife   = time.Second            // and how often a line comes, also without any
+	busyFor      = 10 * time.Second       // a line comes each time for so long after something was counted: that nothing comes tells as much
+	signOfLife   = 500 * time.Millisecond // and then so often
 )
 
 // SignalReader reads how connections to backends fared since it was read last. One goroutine uses it.
@@ -18,12 +19,12 @@ type SignalReader interface {
 	Read() (backends []BackendSignals, suspended []string)
 }
 
-// FollowSignals sends what r reads, as long as ctx lasts and send returns no error: soon after something was counted, and a
-// sign of life each second.
+// FollowSignals sends what r reads, as long as ctx lasts and send returns no error: ten lines a second while anything is counted,
+// and else a sign of life.
 func FollowSignals(ctx context.Context, r SignalReader, send func(SignalsLine) error) error {
 	tick := time.NewTicker(signalsEvery)
 	defer tick.Stop()
-	last := time.Now()
+	last, news := time.Now(), time.Time{}
 	var before []string
 	r.Read() // what was counted before anybody asked
 	for {
@@ -34,7 +35,10 @@ func FollowSignals(ctx context.Context, r SignalReader, send func(SignalsLine) e
 		}
 		backends, suspended := r.Read()
 		elapsed := time.Since(last)
-		if len(backends) == 0 && slices.Equal(suspended, before) && elapsed < signOfLife {
+		if len(backends) > 0 {
+			news = time.Now()
+		}
+		if time.Since(news) > busyFor && slices.Equal(suspended, before) && elapsed < signOfLife {
 			continue
 		}
 		line := SignalsLine{ElapsedMS: elapsed.Milliseconds(), Suspended: append([]string{}, suspended...), Backends: append([]BackendSignals{}, backends...)}
