@@ -121,7 +121,7 @@ func maintenanceLine(name string, b *control.Backend) string {
 		line = fmt.Sprintf("%s is in maintenance: %d flows left", name, b.Flows)
 	}
 	if b.Hand.Drained() {
-		line += "; it is drained by hand as well"
+		line += "; it is drained by hand"
 	}
 	return line
 }

@@ -194,7 +194,7 @@ func printBackendHealth(out io.Writer, d control.HealthDetail, now time.Time) er
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	b, s := &d.Backends[0], &d.Services[0]
 	fmt.Fprint(w, healthLine(&d.Health))
-	line := fmt.Sprintf("%s/%s (%s) is %s", b.Service, b.Backend, b.Address, strings.ToUpper(string(b.Phase)))
+	line := fmt.Sprintf("%s/%s (%s): %s", b.Service, b.Backend, b.Address, strings.ToUpper(string(b.Phase)))
 	if !b.Since.IsZero() {
 		line += fmt.Sprintf(" for %s", ago(b.Since, now))
 	}

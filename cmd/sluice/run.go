@@ -85,6 +85,11 @@ func run(ctx context.Context, file string, stderr io.Writer) error {
 		return err
 	}
 
+	// Before anybody can see that the daemon runs: who stops it then is to find it listening.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, unix.SIGHUP, unix.SIGTERM, unix.SIGINT)
+	defer signal.Stop(signals)
+
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var running sync.WaitGroup
@@ -110,7 +115,7 @@ func run(ctx context.Context, file string, stderr io.Writer) error {
 
 	cli.Notify(d.log, cli.Ready)
 	d.log.Info("forwarding", "services", len(cfg.Services), "start", time.Since(d.started).Round(time.Millisecond))
-	d.serveSignals(ctx, cancel)
+	d.serveSignals(ctx, cancel, signals)
 
 	cause := context.Cause(ctx)
 	last, done := context.WithTimeout(context.Background(), 2*time.Second)
@@ -128,10 +133,7 @@ func run(ctx context.Context, file string, stderr io.Writer) error {
 var errStopped = errors.New("stopped")
 
 // serveSignals returns when the daemon is to end: by a signal after the drain time, by a second one, or because ctx ended.
-func (d *daemon) serveSignals(ctx context.Context, stop context.CancelCauseFunc) {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, unix.SIGHUP, unix.SIGTERM, unix.SIGINT)
-	defer signal.Stop(signals)
+func (d *daemon) serveSignals(ctx context.Context, stop context.CancelCauseFunc, signals <-chan os.Signal) {
 	var drained <-chan time.Time
 	for {
 		select {

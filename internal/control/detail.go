@@ -81,15 +81,15 @@ func (b *ledgerBackend) standing(p Phase, f *Facts) (since time.Time, why string
 	since = b.since.Round(0)
 	switch p {
 	case PhaseMaintenance:
-		return b.hand.maintenance, "set by hand"
+		return b.hand.maintenance, "set by hand" + b.aside(f)
 	case PhaseDraining:
 		if f.Hand == HandNone {
-			return time.Time{}, "weight 0"
+			return time.Time{}, "weight 0" + b.aside(f)
 		}
 		if b.hand.cut {
-			return b.hand.since, "drained by hand; flows that were left are ended"
+			return b.hand.since, "drained by hand; flows that were left are ended" + b.aside(f)
 		}
-		return b.hand.since, "drained by hand"
+		return b.hand.since, "drained by hand" + b.aside(f)
 	case PhaseUnknown:
 		return since, "nothing is known of it yet"
 	case PhaseEjected:
@@ -106,6 +106,19 @@ func (b *ledgerBackend) standing(p Phase, f *Facts) (since time.Time, why string
 		since = h.Since
 	}
 	return since, h.Evidence
+}
+
+// aside tells what is wrong beside what the hand has set.
+func (b *ledgerBackend) aside(f *Facts) string {
+	c := f.condition()
+	if c.Takes() {
+		return ""
+	}
+	aside := fmt.Sprintf("; it is %s", c)
+	if _, why := b.standing(c, f); why != "" {
+		aside += ": " + why
+	}
+	return aside
 }
 
 // checkLine tells what a check does, in one line; nothing if there is none.

@@ -172,7 +172,7 @@ func (s *Server) signals(w http.ResponseWriter, r *http.Request) (any, error) {
 			begun = true
 			w.Header().Set("Content-Type", "application/x-ndjson")
 		}
-		if err := control.SetWriteDeadline(time.Now().Add(streamTimeout)); err != nil {
+		if err := control.SetWriteDeadline(time.Now().Add(s.patience)); err != nil {
 			return err
 		}
 		if err := json.NewEncoder(w).Encode(line); err != nil {

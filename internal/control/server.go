@@ -60,14 +60,15 @@ type Server struct {
 	stop    context.CancelFunc // ends waiting requests
 	maxBody int64              // bytes of a report
 	sources sources
-	// streams has room for as many as may follow signals at once.
-	streams chan struct{}
+	// streams has room for as many as may follow signals at once; patience is how long one may leave lines unread.
+	streams  chan struct{}
+	patience time.Duration
 }
 
 // NewServer returns a server of d, in a daemon of the given version.
 func NewServer(d Daemon, version string, log *slog.Logger) *Server {
 	base, stop := context.WithCancel(context.Background())
-	s := &Server{daemon: d, version: version, log: log, stop: stop, maxBody: maxReportBody, streams: make(chan struct{}, maxStreams)}
+	s := &Server{daemon: d, version: version, log: log, stop: stop, maxBody: maxReportBody, streams: make(chan struct{}, maxStreams), patience: streamTimeout}
 	s.sources.of = map[net.Conn]string{}
 	s.sources.gone = func(source string) {
 		if base.Err() == nil { // else it is the server that closes connections

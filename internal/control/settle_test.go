@@ -3,12 +3,16 @@ package control
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/maglev"
 )
 
 // slowly returns s with a slow start of 100 s: a second is one percent.
@@ -242,5 +246,68 @@ func TestBookGivesNoticeOfSlowStarts(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Whatever happens, what was settled step by step is what a look at all facts makes of them, what Changed tells adds up to it,
+// and a service that wants a backend has one once its time is over.
+func TestSettleStepByStep(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	now := time.Unix(1_000_000, 0)
+	names := []string{"a", "b", "c", "d"}
+	for round := range 300 {
+		web := slowly(service("web", true, names...))
+		web.PanicThreshold = []int{0, 50}[r.IntN(2)]
+		b := NewBook("", slog.New(slog.DiscardHandler))
+		l := (*ledger)(nil).then([]config.Service{web}, savedState{}, now)
+		b.ledger = l
+		inForce := map[string]maglev.Admit{}
+		for step := range 100 {
+			s := l.services[0]
+			switch i := r.IntN(len(names)); r.IntN(6) {
+			case 0:
+				now = now.Add(time.Duration(r.IntN(20)) * time.Second)
+			case 1:
+				s.backends[i].hand = []hand{{}, {since: now}, {since: now, until: now.Add(9 * time.Second)}, {maintenance: now}}[r.IntN(4)]
+				l.pass(s, now)
+				s.touch(i, now)
+				l.settle(s, now, CauseOperator)
+			case 2:
+				web.Backends[i].Weight = r.IntN(3)
+				l, _ = l.next([]config.Service{web}, savedState{}, now)
+				b.ledger = l
+			default:
+				h := Health{State: []State{StateUp, StateUp, StateGoingDown, StateDown, StateGoingUp}[r.IntN(5)]}
+				switch r.IntN(6) {
+				case 0:
+					h.Unready = "not ready"
+				case 1:
+					h.EjectedMS = r.Int64N(20_000)
+				case 2:
+					asks := r.IntN(101)
+					h.Asks = &asks
+				}
+				l.report([]BackendHealth{{Service: "web", Backend: names[i], Health: h}}, now)
+			}
+			s = l.services[0]
+			s.cut(now)
+			l.pass(s, now)
+			for _, a := range b.Changed().Admissions {
+				inForce[a.Backend] = a.Admit
+			}
+			up := false
+			for i, want := range s.at(now) {
+				if s.admits[i] != want || inForce[names[i]] != want {
+					t.Fatalf("round %d, step %d: %s takes %x, %x is in force, and it should be %x", round, step, names[i], s.admits[i], inForce[names[i]], want)
+				}
+				up = up || want == maglev.MakeAdmit(maglev.Up, maglev.All)
+				if f := s.fact(&s.backends[i], now); !reflect.DeepEqual(f, s.facts[i]) || s.backends[i].condition != f.condition() {
+					t.Fatalf("round %d, step %d: %s is %+v in %s, and known as %+v", round, step, names[i], f, s.backends[i].condition, s.facts[i])
+				}
+			}
+			if s.waited(now) && s.verdict.Wanted > 0 && !up {
+				t.Fatalf("round %d, step %d: nobody takes flows: %s", round, step, l.shares(now))
+			}
+		}
 	}
 }

@@ -31,37 +31,47 @@ func (r *signalReader) count(service string, suspended ...string) {
 	r.backends, r.suspended = []BackendSignals{{Service: service, Backend: "a", SYNs: 3, Completed: 2, HopReady: true}}, suspended
 }
 
-// A line comes soon after something was counted, and else each second.
+// Ten lines a second come while anything is counted, and for a while after it; else two, and one at once when something else
+// is suspended.
 func TestFollowSignals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		r := &signalReader{}
 		r.count("before anybody asked")
-		lines := make(chan SignalsLine, 100)
+		lines := make(chan SignalsLine, 1000)
 		ended := make(chan error, 1)
 		go func() { ended <- FollowSignals(ctx, r, func(l SignalsLine) error { lines <- l; return nil }) }()
-		time.Sleep(2050 * time.Millisecond)
-		if len(lines) != 2 {
-			t.Fatalf("%d signs of life in 2 s", len(lines))
+		// after waits, and returns the lines that have come.
+		after := func(wait time.Duration) (list []SignalsLine) {
+			time.Sleep(wait)
+			synctest.Wait()
+			for len(lines) > 0 {
+				list = append(list, <-lines)
+			}
+			return list
 		}
-		if l := <-lines; l.ElapsedMS != 1000 || l.Backends == nil || l.Suspended == nil || len(l.Backends) != 0 {
-			t.Errorf("a sign of life: %+v", l)
+		got := after(2050 * time.Millisecond)
+		if len(got) != 4 || got[0].ElapsedMS != 500 || got[0].Backends == nil || got[0].Suspended == nil || len(got[0].Backends) != 0 {
+			t.Errorf("signs of life in 2 s: %+v", got)
 		}
-		<-lines
 		r.count("web")
-		time.Sleep(100 * time.Millisecond)
+		got = after(100 * time.Millisecond)
 		want := SignalsLine{ElapsedMS: 100, Suspended: []string{}, Backends: []BackendSignals{{Service: "web", Backend: "a", SYNs: 3, Completed: 2, HopReady: true}}}
-		if l := <-lines; !reflect.DeepEqual(l, want) {
-			t.Errorf("got %+v", l)
+		if len(got) != 1 || !reflect.DeepEqual(got[0], want) {
+			t.Errorf("soon after it was counted: %+v", got)
 		}
-		time.Sleep(300 * time.Millisecond)
+		if got = after(busyFor); len(got) != int(busyFor/signalsEvery) || len(got[0].Backends) != 0 {
+			t.Errorf("%d lines in the %v after that", len(got), busyFor)
+		}
+		if got = after(2 * time.Second); len(got) != 4 {
+			t.Errorf("%d signs of life in 2 s when it is quiet again", len(got))
+		}
 		r.mu.Lock()
 		r.suspended = []string{"web"}
 		r.mu.Unlock()
-		time.Sleep(100 * time.Millisecond)
-		if l := <-lines; l.ElapsedMS != 400 || !reflect.DeepEqual(l.Suspended, []string{"web"}) {
-			t.Errorf("suspended: %+v", l)
+		if got = after(signalsEvery); len(got) != 1 || !reflect.DeepEqual(got[0].Suspended, []string{"web"}) {
+			t.Errorf("suspended: %+v", got)
 		}
 		cancel()
 		if err := <-ended; err != nil {
