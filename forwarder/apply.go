@@ -214,7 +214,10 @@ func (e *Engine) applyBackends(s *serviceState, spec *ServiceSpec, now int64) ma
 		}
 		st := &e.slots.states[slot]
 		if fresh {
-			*st = slotState{key: key, since: now, base: e.sumSlot(slot)}
+			for _, w := range e.workers {
+				w.count.shared.signals[slot].sources.Store(0) // of whom it had before
+			}
+			*st = slotState{key: key, since: now, base: e.sumSlot(slot), signalsBase: e.sumSignals(slot)}
 		}
 		st.phase, st.backend = slotActive, b.Name
 		e.live.Admit[slot].Store(uint32(b.Admit))

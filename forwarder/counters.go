@@ -26,6 +26,29 @@ func (c *slotCounts) sub(d slotCounts) {
 	c.newFlows -= d.newFlows
 }
 
+// signalCounts tells how new connections fare at a slot, of services on TCP but for unreachable; see handshakes.
+type signalCounts struct {
+	syns, completed, retransmitted uint64 // SYNs but those sent again, handshakes that were completed, SYNs sent again
+	resets                         uint64 // of clients, soon after the handshake
+	unreachable                    uint64 // ICMP errors that say so
+}
+
+func (c *signalCounts) add(d signalCounts) {
+	c.syns += d.syns
+	c.completed += d.completed
+	c.retransmitted += d.retransmitted
+	c.resets += d.resets
+	c.unreachable += d.unreachable
+}
+
+func (c *signalCounts) sub(d signalCounts) {
+	c.syns -= d.syns
+	c.completed -= d.completed
+	c.retransmitted -= d.retransmitted
+	c.resets -= d.resets
+	c.unreachable -= d.unreachable
+}
+
 // serviceCounts is what one worker, or all of them, counted for one service.
 type serviceCounts struct {
 	dropped [packet.NumReasons]uint64 // its packets that were not forwarded
@@ -55,9 +78,10 @@ type counters struct {
 	totals
 	slots    []slotCell
 	services []serviceCell
-	// dirtySlots and dirtyServices list what changed since the last publish.
-	dirtySlots, dirtyServices []uint32
-	published                 int64 // when, CLOCK_MONOTONIC ns
+	signals  []signalCell // by slot, apart from slots: those stay in the cache for all packets
+	// dirtySlots, dirtyServices and dirtySignals list what changed since the last publish.
+	dirtySlots, dirtyServices, dirtySignals []uint32
+	published                               int64 // when, CLOCK_MONOTONIC ns
 
 	shared sharedCounters
 }
@@ -72,6 +96,13 @@ type serviceCell struct {
 	dirty bool
 }
 
+type signalCell struct {
+	signalCounts
+	// sources has a bit of 64 for each source, by its hash, whose SYNs were counted since the last publish.
+	sources uint64
+	dirty   bool
+}
+
 // sharedCounters is what other goroutines read. Large, but untouched pages take no memory.
 type sharedCounters struct {
 	received, forwarded, answered, generated atomic.Uint64
@@ -82,6 +113,8 @@ type sharedCounters struct {
 	slots                                    []sharedSlot
 	services                                 []sharedService
 	observed                                 [numOver]atomic.Uint64
+	signals                                  []sharedSignal
+	signalled                                atomic.Uint64 // how often one of signals has changed
 }
 
 type sharedService struct {
@@ -92,15 +125,21 @@ type sharedService struct {
 
 type sharedSlot struct{ packets, bytes, newFlows atomic.Uint64 }
 
+// sharedSignal is a signalCell as others read it. Of sources the worker adds bits, and a SignalReader takes all of them.
+type sharedSignal struct{ syns, completed, retransmitted, resets, unreachable, sources atomic.Uint64 }
+
 func newCounters() *counters {
 	return &counters{
 		slots:         make([]slotCell, conntrack.MaxSlots),
 		services:      make([]serviceCell, MaxServices),
+		signals:       make([]signalCell, conntrack.MaxSlots),
 		dirtySlots:    make([]uint32, 0, conntrack.MaxSlots),
 		dirtyServices: make([]uint32, 0, MaxServices),
+		dirtySignals:  make([]uint32, 0, conntrack.MaxSlots),
 		shared: sharedCounters{
 			slots:    make([]sharedSlot, conntrack.MaxSlots),
 			services: make([]sharedService, MaxServices),
+			signals:  make([]sharedSignal, conntrack.MaxSlots),
 		},
 	}
 }
@@ -125,6 +164,16 @@ func (c *counters) service(number uint32) *serviceCell {
 	if !cell.dirty {
 		cell.dirty = true
 		c.dirtyServices = append(c.dirtyServices, number)
+	}
+	return cell
+}
+
+// signal returns the cell of a slot's signals, to be counted in.
+func (c *counters) signal(slot uint32) *signalCell {
+	cell := &c.signals[slot]
+	if !cell.dirty {
+		cell.dirty = true
+		c.dirtySignals = append(c.dirtySignals, slot)
 	}
 	return cell
 }
@@ -174,7 +223,26 @@ func (c *counters) publish(now int64) {
 		cell.dirty = false
 	}
 	c.dirtyServices = c.dirtyServices[:0]
+	if len(c.dirtySignals) > 0 {
+		c.publishSignals()
+	}
 	c.published = now
+}
+
+// publishSignals is the part of publish for signals, of which there are none in most batches.
+func (c *counters) publishSignals() {
+	for _, i := range c.dirtySignals {
+		cell, shared := &c.signals[i], &c.shared.signals[i]
+		shared.sources.Or(cell.sources) // before syns: who sees these count finds their sources
+		shared.syns.Store(cell.syns)
+		shared.completed.Store(cell.completed)
+		shared.retransmitted.Store(cell.retransmitted)
+		shared.resets.Store(cell.resets)
+		shared.unreachable.Store(cell.unreachable)
+		cell.sources, cell.dirty = 0, false
+	}
+	c.shared.signalled.Add(uint64(len(c.dirtySignals)))
+	c.dirtySignals = c.dirtySignals[:0]
 }
 
 func (c *counters) readTotals() totals {
@@ -199,6 +267,21 @@ func (c *counters) readTotals() totals {
 func (c *counters) readSlot(slot uint32) slotCounts {
 	s := &c.shared.slots[slot]
 	return slotCounts{s.packets.Load(), s.bytes.Load(), s.newFlows.Load()}
+}
+
+func (c *counters) readSignal(slot uint32) signalCounts {
+	s := &c.shared.signals[slot]
+	return signalCounts{s.syns.Load(), s.completed.Load(), s.retransmitted.Load(), s.resets.Load(), s.unreachable.Load()}
+}
+
+// sumSignals adds up what all workers counted for a slot since the process began, and the ICMP errors that the kernel got.
+// e.mu is held.
+func (e *Engine) sumSignals(slot uint32) (sum signalCounts) {
+	for _, w := range e.workers {
+		sum.add(w.count.readSignal(slot))
+	}
+	sum.unreachable += e.unreachable.counts[slot]
+	return sum
 }
 
 // sumSlot adds up what all workers counted for a slot since the process began, whatever it stood for. e.mu is held.

@@ -10,6 +10,7 @@ import (
 
 // decide chooses a backend for each packet on the list of misses, and inserts a word where the flow needs one.
 func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
+	w.handshakes.prefetch(w.hashes[:], w.misses[:w.missed])
 	for _, i := range w.misses[:w.missed] {
 		m := &w.metas[i]
 		w.count.service(w.services[i]).unknown[classOf(m)]++
@@ -66,6 +67,13 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 			if s.defence != DefenceOff && m.Flags&packet.SYN == 0 {
 				w.count.service(w.services[i]).completed++
 			}
+		}
+		switch {
+		case !s.tcp || m.Flags&packet.RST != 0:
+		case m.Flags&packet.SYN != 0:
+			w.sendSYN(snap, i, now, old != 0 || insert)
+		default:
+			w.complete(m.Hash, now)
 		}
 	}
 	w.missed = 0

@@ -90,6 +90,10 @@ type Engine struct {
 	limits     Limits
 	acl        []steer.Entry
 	recorded   uint64 // Directory.Generation of the last one
+
+	unreachable unreachables
+	// signalReaders are those in use: what one takes, the others are to have too.
+	signalReaders []*SignalReader
 }
 
 // serviceState is the control side of a service.
@@ -130,6 +134,8 @@ func NewEngine(c EngineConfig) (*Engine, error) {
 		record: c.Record, onSwept: c.Swept,
 
 		overload: newOverload(),
+
+		unreachable: unreachables{counts: make([]uint64, conntrack.MaxSlots)},
 
 		fragments:  new(fragmentTable),
 		unresolved: make(chan netip.Addr, 64),

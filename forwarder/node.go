@@ -64,6 +64,15 @@ type NodeConfig struct {
 	CPUs          []int // cores that workers are pinned to; empty: those the process may use
 	BusyPoll      bool
 	Log           *slog.Logger
+	// Notice is told of what has begun and ended, after the log was; nil: nobody is. It must not wait for the node.
+	Notice func(Notice)
+}
+
+// Notice is the beginning or the end of a flood or an overload, for who keeps a record of them.
+type Notice struct {
+	Service string // empty: it concerns the node
+	Began   bool
+	Text    string // what it is, in words
 }
 
 // Node is an Engine attached to this machine: it owns the XDP programs, the sockets, the workers, and what follows
@@ -265,6 +274,7 @@ func (n *Node) Run(ctx context.Context) error {
 	helpers.Go(func() { n.followClients(ctx) })
 	helpers.Go(func() { n.followFloods(ctx) })
 	helpers.Go(func() { n.followOverload(ctx) })
+	helpers.Go(func() { n.followRefused(ctx) })
 	select {
 	case <-ctx.Done():
 	case err := <-n.watching:

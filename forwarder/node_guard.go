@@ -57,6 +57,7 @@ func (n *Node) followFloods(ctx context.Context) {
 						"syns", c.SYNs, "answered", c.Challenged, "proofs", c.Proofs,
 						"most_from", n.mostFrom(TopSYNs), "most_packets_from", n.mostFrom(TopPrefixes))
 				}
+				n.tell(c.notice())
 			}
 		case source := <-n.bans:
 			if err := n.ban(source); err != nil {
@@ -80,6 +81,22 @@ func (n *Node) followFloods(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// tell tells who wants to know what has begun or ended.
+func (n *Node) tell(x Notice) {
+	if n.config.Notice != nil {
+		n.config.Notice(x)
+	}
+}
+
+// notice puts c into words.
+func (c *FloodChange) notice() Notice {
+	if c.Began {
+		return Notice{c.Service, true, fmt.Sprintf("flood of SYNs, %d a second: they are answered with a %s", int(c.Rate), c.Answer)}
+	}
+	return Notice{c.Service, false, fmt.Sprintf("the flood of SYNs is over, after %v: %d SYNs, %d answered, %d proofs",
+		c.Lasted.Round(100*time.Millisecond), c.SYNs, c.Challenged, c.Proofs)}
 }
 
 // mostFrom is the three sources, or prefixes, that do most of something, with their shares: forged ones have next to none.

@@ -4,6 +4,7 @@ package forwarder
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/sluice-lb/sluice/forwarder/steer"
@@ -66,6 +67,8 @@ func (n *Node) shed(ctx context.Context) {
 			}
 		}
 		n.log.Info("the overload is over", "lasted", last.Sub(began).Round(100*time.Millisecond), "shed", packets)
+		n.tell(Notice{Text: fmt.Sprintf("the overload is over, after %v: %d packets were dropped in the XDP program",
+			last.Sub(began).Round(100*time.Millisecond), packets)})
 	}
 }
 
@@ -79,6 +82,7 @@ func (n *Node) tellShed(told map[shedKey]bool) {
 		if len(told) == 0 { // the counters are to begin here
 			before, _ := n.steer.ShedCounts() // see shedCounts
 			n.shedBefore.Store(&before)
+			n.tell(Notice{Began: true, Text: "the node is overloaded: packets of sources that have proved nothing are dropped in the XDP program"})
 		}
 		told[k] = true
 		n.log.Warn("the node is overloaded: packets of sources that have proved nothing are dropped in the XDP program",

@@ -10,6 +10,7 @@ type translation struct {
 	port    uint16 // the service's; 0: the one that the backend used
 	clamp   int    // ServiceSpec.ClampMSS
 	service uint32
+	slot    uint32
 }
 
 // way is how packets leave for a destination of the route table.
@@ -34,7 +35,11 @@ func (w *Worker) classifyReply(snap *Snapshot, i int) {
 	if reason != packet.None {
 		return
 	}
-	w.services[i], w.slots[i] = snap.translations[k].service, k
+	t := &snap.translations[k]
+	if m.Flags&packet.ICMPError != 0 && packet.TellsUnreachable(frame[m.L4:m.End], m.Flags&packet.V6 != 0) {
+		w.count.signal(t.slot).unreachable++
+	}
+	w.services[i], w.slots[i] = t.service, k
 	m.Flags |= reply
 	m.Reason = packet.None
 }

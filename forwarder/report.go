@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/sluice-lb/sluice/conntrack"
-	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/maglev"
 )
@@ -119,9 +118,11 @@ func (e *Engine) serviceStats(s *serviceState, slots []uint32) ServiceStats {
 		c := e.sumSlot(i)
 		c.sub(st.base)
 		sum.add(c)
+		signals := e.sumSignals(i)
+		signals.sub(st.signalsBase)
 		hop := "ready"
-		if p := targets[i].problem; p != packet.None && p != special {
-			hop = p.String()
+		if t := &targets[i]; !t.ready() {
+			hop = t.problem.String()
 		}
 		admit := maglev.Admit(e.live.Admit[i].Load())
 		flows := e.flows(i)
@@ -131,6 +132,8 @@ func (e *Engine) serviceStats(s *serviceState, slots []uint32) ServiceStats {
 			Admit: admit.State().String(), Fraction: float64(admit.Fraction()) / maglev.All, Hop: hop,
 			Forwarded: Counts{c.packets, c.bytes}, NewFlows: c.newFlows, Flows: flows,
 			LongestIdle: ticksTime(st.swept.Oldest).Seconds(),
+			SYNs:        signals.syns, Handshakes: signals.completed, Retransmitted: signals.retransmitted, Resets: signals.resets,
+			Unreachable: signals.unreachable,
 		})
 	}
 	slices.SortFunc(out.Backends, func(a, b BackendStats) int {

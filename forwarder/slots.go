@@ -35,7 +35,8 @@ type slotState struct {
 	// generation is the first snapshot without the slot, once it is quarantined.
 	generation uint64
 	// base is what the workers' counters of this slot stood at when it was given to its backend.
-	base slotCounts
+	base        slotCounts
+	signalsBase signalCounts
 	// swept is what the last full sweep found of it.
 	swept conntrack.SlotCensus
 }

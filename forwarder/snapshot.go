@@ -73,6 +73,9 @@ type target struct {
 // has a tag. It is no reason of the list, and never counted.
 const special = packet.NumReasons + 1
 
+// ready says whether packets can be sent there.
+func (t *target) ready() bool { return t.problem == packet.None || t.problem == special }
+
 // exit is an interface to leave by, with the 802.1Q tag that frames carry there.
 type exit struct {
 	iface uint16 // index in the node's list
@@ -245,7 +248,7 @@ func (snap *Snapshot) addReplies(states []slotState, specs []*ServiceSpec) {
 			}
 			spec := specs[st.key.service]
 			c := vipPorts{addr: packet.FromNetip(st.key.address), proto: spec.Protocol, ports: spec.Ports, service: uint32(len(snap.translations))}
-			t := translation{vip: packet.FromNetip(spec.VIP), clamp: spec.ClampMSS, service: st.key.service}
+			t := translation{vip: packet.FromNetip(spec.VIP), clamp: spec.ClampMSS, service: st.key.service, slot: uint32(i)}
 			if st.key.port != 0 {
 				c.ports = []PortRange{{st.key.port, st.key.port}}
 				t.port = spec.Ports[0].First

@@ -126,8 +126,11 @@ func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 		state := maglev.Admit(admit[slot].Load()).State()
 		switch {
 		case m.Flags&packet.SYN != 0:
-			if state == maglev.Up {
-				continue // retransmitted, a client's port used again, or forged: whichever, it changes nothing here
+			if state == maglev.Up { // retransmitted, a client's port used again, or forged: whichever, it changes nothing here
+				if word.State() != conntrack.Established { // else nobody would see its ACK
+					w.sendSYN(snap, uint8(i), now, true)
+				}
+				continue
 			}
 		case state == maglev.Up, state == maglev.Draining, state == maglev.Down && snap.services[w.services[i]].onDown == OnDownKeep:
 			if m.Flags&packet.ICMPError == 0 { // an error is no sign of life, and anybody can forge one
@@ -135,8 +138,9 @@ func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 				if word.Tick() != tick {
 					w.renewed(i, &snap.services[w.services[i]], word, now, tick)
 				}
-				if word.State() == conntrack.Probation && snap.services[w.services[i]].defence != DefenceOff {
-					w.leaveProbation(i, &snap.services[w.services[i]], word.Tick() != tick)
+				if word.State() != conntrack.Established &&
+					(now < w.handshakes.hitsUntil || m.Flags&packet.RST != 0 || snap.services[w.services[i]].defence != DefenceOff) {
+					w.unsettled(&snap.services[w.services[i]], i, word, now, tick)
 				}
 			}
 			continue

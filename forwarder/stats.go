@@ -137,6 +137,15 @@ type BackendStats struct {
 	Flows     uint64  `json:"flows"` // words naming it, now
 	// LongestIdle is for how long, at the last full sweep, one of its flows had had no packet.
 	LongestIdle float64 `json:"longest_idle_seconds"`
+	// How new connections fare at it, of a service on TCP. Where a worker has more SYNs to remember than it can, these are a
+	// sample; those that the node answers itself are not among them.
+	SYNs          uint64 `json:"syns"`               // but those sent again
+	Handshakes    uint64 `json:"handshakes"`         // of these, those that the client went on with
+	Retransmitted uint64 `json:"retransmitted_syns"` // SYNs sent again, within seconds
+	Resets        uint64 `json:"early_resets"`       // of clients, within seconds of the handshake
+	// Unreachable is ICMP errors which say that packets cannot reach it, or that it does not take them; never any with l2,
+	// where they go to the client.
+	Unreachable uint64 `json:"unreachable"`
 }
 
 // TableStats is the flow table.

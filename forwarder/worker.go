@@ -84,6 +84,8 @@ type Worker struct {
 	// What the worker says by itself is limited: answers to echo requests, ICMP errors, resets.
 	echoes, errors, resets, resolves pace
 
+	handshakes handshakes
+
 	sampled uint32 // batches of which a packet was looked at for TopPackets
 	lots    guard.Lots
 	// wall is the time of day, seconds, as read in the batch of the time wallAt.
@@ -148,6 +150,7 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
+	w.handshakes.places = make([]sentSYN, handshakePlaces)
 	w.cpu.Store(-1)
 	w.halved = e.clock()
 	for i := range w.tops {

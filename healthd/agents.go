@@ -24,6 +24,7 @@ type asked struct {
 	stop context.CancelFunc
 	// Guarded by Daemon.mu.
 	report control.AgentReport // Agent is empty before the first answer
+	fresh  bool                // the report differs from what was told
 }
 
 // applyAgents starts and stops asking so that those are asked that are in the list. Those that stay keep their answer. d.mu is
@@ -52,7 +53,7 @@ func (d *Daemon) applyAgents(ctx context.Context, list []string) {
 		var watch context.Context
 		watch, a.stop = context.WithCancel(ctx)
 		d.agents[name] = a
-		d.probes.Go(func() { d.askAgent(watch, a, to) })
+		d.asked.Go(func() { d.askAgent(watch, a, to) })
 	}
 }
 
@@ -74,7 +75,8 @@ func (d *Daemon) askAgent(ctx context.Context, a *asked, to netip.AddrPort) {
 		d.mu.Lock()
 		// One that does not answer once is what it was: connections are made of cookies without it.
 		if r.Error == "" || failures >= askFailures || a.report.Agent == "" {
-			if changed := r.Error != a.report.Error || (r.Answer.Cookies == nil) != (a.report.Answer.Cookies == nil); changed {
+			if a.report.Agent == "" || !r.Same(a.report) {
+				a.fresh = true
 				signal(d.news)
 			}
 			a.report = r
@@ -83,11 +85,12 @@ func (d *Daemon) askAgent(ctx context.Context, a *asked, to netip.AddrPort) {
 	}
 }
 
-// knownAgents is what agents have answered, in a stable order. d.mu is held.
-func (d *Daemon) knownAgents() []control.AgentReport {
-	list := []control.AgentReport{}
+// knownAgents is what agents have answered, of all or of those that have not been told, in a stable order. It counts as told.
+// d.mu is held.
+func (d *Daemon) knownAgents(all bool) (list []control.AgentReport) {
 	for _, a := range d.agents {
-		if a.report.Agent != "" {
+		if a.report.Agent != "" && (all || a.fresh) {
+			a.fresh = false
 			list = append(list, a.report)
 		}
 	}

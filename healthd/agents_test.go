@@ -3,6 +3,7 @@ package healthd
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -34,21 +35,16 @@ func TestAgentsAreAsked(t *testing.T) {
 
 	f := newFake()
 	f.agents = []string{agent, nobody}
-	d := New(f, "test", "v", slog.New(slog.DiscardHandler))
+	d := New(f, Options{Name: "test", Version: "v", MostProbes: 10, Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { _ = d.Run(ctx); close(done) }()
 	defer func() { cancel(); <-done }()
 
 	last := func() map[string]control.AgentReport {
-		reports, _ := f.taken()
-		out := map[string]control.AgentReport{}
-		if len(reports) > 0 {
-			for _, r := range reports[len(reports)-1].Agents {
-				out[r.Agent] = r
-			}
-		}
-		return out
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return maps.Clone(f.answered)
 	}
 	within := func(what string, ok func(map[string]control.AgentReport) bool) {
 		t.Helper()
@@ -72,5 +68,6 @@ func TestAgentsAreAsked(t *testing.T) {
 		return now[agent].Error != "" && now[agent].Answer.Cookies == nil
 	})
 	f.change(func() { f.agents, f.gen = []string{agent}, f.gen+1 })
+	f.change(func() { f.boot++; f.forget() }) // to which everything is told
 	within("one fewer", func(now map[string]control.AgentReport) bool { _, there := now[nobody]; return !there && len(now) == 1 })
 }

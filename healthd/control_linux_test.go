@@ -2,7 +2,11 @@ package healthd
 
 import (
 	"context"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -27,15 +31,22 @@ func (d *daemon) Targets(ctx context.Context, boot string, generation uint64) co
 	return d.book.Targets(ctx, boot, generation)
 }
 
+func (d *daemon) Release(source string) { d.book.Release(source) }
+
 func (d *daemon) Report(r control.HealthReport) (control.HealthAnswer, error) {
 	return d.book.Report(r)
+}
+
+func (d *daemon) Signals(ctx context.Context, _ func(control.SignalsLine) error) error {
+	<-ctx.Done()
+	return nil
 }
 
 func startDaemon(t *testing.T, socket string, services []config.Service) *daemon {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	d := &daemon{book: control.NewBook("", log), stopped: make(chan struct{})}
-	d.book.Prepare(services).Commit()
+	d.book.Prepare(&config.Config{Services: services}).Commit()
 	l, err := control.Listen(socket, "")
 	if err != nil {
 		t.Fatal(err)
@@ -94,12 +105,14 @@ func (d *daemon) await(t *testing.T, backend string, state control.State, eviden
 // The real client, server, book and probes: a backend dies, the forwarder starts again, a backend is added.
 func TestWithTheControlAPI(t *testing.T) {
 	// A listener on 127.0.0.1; on 127.0.0.2 nobody listens.
-	ok := serve(t, answer("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+	ok := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }))
+	t.Cleanup(ok.Close)
 	service := func(backends ...config.Backend) []config.Service {
 		return []config.Service{{
-			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: config.TCP,
-			Check: &config.Check{Type: "http", Port: ok.Port(), Path: "/", Interval: 100 * time.Millisecond,
-				Timeout: 50 * time.Millisecond, Rise: 2, Fall: 2},
+			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: config.TCP, Quorum: 1,
+			Check: &config.Check{Type: config.CheckHTTP, Port: uint16(ok.Listener.Addr().(*net.TCPAddr).Port), Via: config.ViaDirect, Path: "/",
+				Expect: config.Expect{Status: config.Ranges{"200"}}, Interval: config.Duration(100 * time.Millisecond),
+				FastInterval: config.Duration(100 * time.Millisecond), Timeout: config.Duration(50 * time.Millisecond), Rise: 2, Fall: 2},
 			Backends: backends,
 		}}
 	}
@@ -112,7 +125,8 @@ func TestWithTheControlAPI(t *testing.T) {
 	logs := &logBook{}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
-	go func() { ended <- New(client, "lb1", "test", slog.New(slog.NewTextHandler(logs, nil))).Run(ctx) }()
+	d := New(client, Options{Name: "lb1", Version: "test", MostProbes: 10, Log: slog.New(slog.NewTextHandler(logs, nil))})
+	go func() { ended <- d.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -129,17 +143,17 @@ func TestWithTheControlAPI(t *testing.T) {
 	}
 
 	first := startDaemon(t, socket, service(good, dead))
-	first.await(t, "good", control.StateUp, "HTTP 200")
-	first.await(t, "dead", control.StateDown, "connection refused")
+	first.await(t, "good", control.StateUp, "the first good probe: HTTP 200")
+	first.await(t, "dead", control.StateDown, "2 of 2 probes failed: connection refused")
 	first.stop()
 
 	second := startDaemon(t, socket, service(good, dead))
 	since := first.health("dead").Since
-	second.await(t, "dead", control.StateDown, "connection refused")
+	second.await(t, "dead", control.StateDown, "2 of 2 probes failed: connection refused")
 	if got := second.health("dead").Since; !got.Equal(since) {
 		t.Errorf("the new forwarder was told that it is down since %v, it is since %v", got, since)
 	}
-	second.await(t, "good", control.StateUp, "HTTP 200")
-	second.book.Prepare(service(good, dead, late)).Commit()
-	second.await(t, "late", control.StateUp, "HTTP 200")
+	second.await(t, "good", control.StateUp, "the first good probe: HTTP 200")
+	second.book.Prepare(&config.Config{Services: service(good, dead, late)}).Commit()
+	second.await(t, "late", control.StateUp, "the first good probe: HTTP 200")
 }

@@ -2,18 +2,23 @@
 // the forwarder (`sluice-healthd run`), so that a slow or crashed probe never meets a packet: when it ends, the
 // forwarder keeps the last health it knew.
 //
-// A [Daemon] asks the forwarder's control API what to probe, and follows that list by long poll. Each backend has a
-// goroutine that probes it ([net.Dialer] or [net/http], always a fresh connection to the backend's own address) and a
-// hysteresis. Whenever a verdict changes, and every two seconds anyway, one report with everything known goes to the
-// forwarder. Reports carry whole states, not changes, so a lost one does no harm.
+// A [Daemon] asks the forwarder's control API what to watch, and follows that list by long poll (targets.go). What it learns comes
+// from three sides:
 //
-// Agents on backends are asked what they can (package capability), where a service may answer SYNs with cookies; their answers go
-// along with the reports.
+//   - Probes (package probe), which a schedule runs at their times (schedule.go). Backends that several services share are probed once
+//     for all of them, where the checks are equal. Those with `via: tunnel` go as data goes (package tunnel).
+//   - The forwarder's counts of how new connections fare, a line each tenth of a second (signals.go), in which package outlier looks
+//     for backends that do worse than the others of their service.
+//   - Agents on backends, which are asked what they can (package capability), where a service may answer SYNs with cookies.
 //
-// Verdicts belong to the Daemon and outlive the forwarder: one that restarts gets everything known with its first
-// report. They end with the process; a new one learns anew, while the forwarder keeps what it has.
+// What that means for a backend, the state machine in package verdict says. Changes are told to the forwarder at once, and signs of
+// life every two seconds (report.go). It is told everything after it or this process has started again, and after any doubt.
 //
-// Nothing here needs privileges.
+// A process that was stopped, or got no CPU, takes no failure of a probe in that time for the backend's (pause.go). All times are
+// differences by the monotonic clock; a step of the wall clock changes nothing.
+//
+// One mutex guards what is known; nothing is waited for under it. Privileges are needed by two things only: `via: tunnel` needs
+// CAP_NET_RAW, and so does `ping` where net.ipv4.ping_group_range does not admit the process.
 package healthd
 
 import (
@@ -21,106 +26,131 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
-	mathrand "math/rand/v2"
-	"net/netip"
-	"reflect"
-	"slices"
-	"strings"
+	"net"
 	"sync"
 	"time"
 
-	"github.com/sluice-lb/sluice/internal/config"
+	"github.com/sluice-lb/sluice/healthd/probe"
+	"github.com/sluice-lb/sluice/healthd/tunnel"
+	"github.com/sluice-lb/sluice/healthd/verdict"
 	"github.com/sluice-lb/sluice/internal/control"
 )
 
 // Forwarder is the control API as far as health is concerned. [control.Client] is one.
 type Forwarder interface {
-	// Targets returns what to probe, as soon as that is not what boot and generation name, or after wait.
+	// Targets returns what to watch, as soon as that is not what boot and generation name, or after wait.
 	Targets(ctx context.Context, boot string, generation uint64, wait time.Duration) (control.Targets, error)
-	// Report hands over everything known. It fails with control.ErrBoot if the forwarder is no longer the one whose
-	// targets the report answers.
+	// Report hands over what is known. It fails with control.ErrBoot if the forwarder lacks what the report builds on: it wants
+	// everything; and with a control.APIError of code 423 while another health daemon reports.
 	Report(ctx context.Context, report control.HealthReport) (control.HealthAnswer, error)
+	// Signals calls each with the lines of the forwarder's counts until ctx ends, the forwarder does, or each fails.
+	Signals(ctx context.Context, each func(control.SignalsLine) error) error
 }
 
 const (
-	heartbeat     = 2 * time.Second       // a report is sent so often, news or not
-	coalesce      = 5 * time.Millisecond  // news wait so long for other news
-	longPoll      = 30 * time.Second      // how long the forwarder may sit on a question for targets
-	firstBackoff  = 50 * time.Millisecond // after the first failure to reach the forwarder
-	maxBackoff    = time.Second           // and after many
-	reportTimeout = 5 * time.Second       // for one report
-	firstProbe    = time.Second           // a new backend is probed first after a random part of this, or of its interval
-	jitter        = 0.1                   // of the interval, by which each wait is longer or shorter
-	minInterval   = 10 * time.Millisecond // less is taken for a mistake
+	longPoll   = 30 * time.Second // how long the forwarder may sit on a question for targets
+	firstProbe = time.Second      // a new backend is probed first within this time, or its interval
+	firstRate  = 5000             // but of very many no more than so many a second
 )
 
-// Target is one backend to probe on behalf of one service.
-type Target struct {
-	Service, Backend, Address string
-	Check                     config.Check
+// Options are what a Daemon is made with.
+type Options struct {
+	Name    string // who reports, usually the node's name
+	Version string // is told to HTTP servers
+	// MostProbes is how many probes may be under way at once; see ProbesFor.
+	MostProbes int
+	Log        *slog.Logger
 }
 
-// Daemon probes the backends of one forwarder.
+// Daemon watches the backends of one forwarder.
 type Daemon struct {
 	forwarder Forwarder
 	log       *slog.Logger
-	probe     func(context.Context, netip.AddrPort, config.Check) result
 	source    string
+	most      int
+	probe     func(context.Context, *probe.Target) probe.Result
+	tunnel    dialer
+	pulse     pulse
+	schedule  *schedule // made by Run
 
 	mu         sync.Mutex
 	boot       string // of the forwarder whose targets these are; empty: none yet
 	generation uint64 // of the targets
-	monitors   map[key]*monitor
-	agents     map[string]*asked  // by address and port
-	askAgain   context.CancelFunc // interrupts the question for targets that is under way
+	watched    map[key]*watched
+	order      []*watched // all of them, in the order of the targets
+	monitors   map[string]*monitor
+	passive    map[string]*passive // by service
+	ending     map[*watched]bool   // those whose ejection, or observation, ends some time
+	agents     map[string]*asked   // by address and port
+	askAgain   context.CancelFunc  // interrupts the question for targets that is under way
 
-	news   chan struct{}  // capacity 1: the state has changed since the last report was made up
-	probes sync.WaitGroup // the monitors' goroutines
+	news  chan struct{} // capacity 1: something has changed since the last report was made up
+	there chan struct{} // capacity 1: there is a forwarder that was not there before
+	asked sync.WaitGroup
 }
 
-// key names a backend of a service.
-type key struct{ service, backend string }
-
-// monitor is one backend that is probed.
-type monitor struct {
-	target Target
-	addr   netip.AddrPort
-	stop   context.CancelFunc
-
-	// Guarded by Daemon.mu.
-	state    hysteresis
-	since    time.Time // when the verdict was reached
-	evidence string    // of the probe that decided it
+// dialer is a tunnel.Dialer that is made when it is first used: most nodes need none.
+type dialer struct {
+	once sync.Once
+	*tunnel.Dialer
+	err error
 }
 
-// New makes a daemon. name says who reports, usually the node's name; version is told to HTTP servers.
-func New(f Forwarder, name, version string, log *slog.Logger) *Daemon {
-	id := make([]byte, 4)
-	_, _ = rand.Read(id) // never fails (crypto/rand)
-	return &Daemon{
-		forwarder: f,
-		log:       log,
-		probe:     newProber("sluice-healthd/" + version).probe,
-		// Another one at each start: the forwarder tells the reports of a new process, which count from 1 again, from
-		// late ones of the old.
-		source:   name + "/" + hex.EncodeToString(id),
-		monitors: map[key]*monitor{},
-		agents:   map[string]*asked{},
-		askAgain: func() {},
-		news:     make(chan struct{}, 1),
+// DialContext is that of tunnel.Dialer.
+func (d *dialer) DialContext(ctx context.Context, network string, path tunnel.Path, port uint16) (net.Conn, error) {
+	d.once.Do(func() { d.Dialer, d.err = tunnel.New() })
+	if d.err != nil {
+		return nil, d.err
+	}
+	return d.Dialer.DialContext(ctx, network, path, port)
+}
+
+func (d *dialer) close() {
+	d.once.Do(func() { d.err = net.ErrClosed })
+	if d.Dialer != nil {
+		_ = d.Dialer.Close()
 	}
 }
 
-// Run probes and reports until ctx is done, and returns when every probe has ended. The forwarder need not be there:
+// New makes a daemon.
+func New(f Forwarder, o Options) *Daemon {
+	id := make([]byte, 4)
+	_, _ = rand.Read(id) // never fails (crypto/rand)
+	d := &Daemon{
+		forwarder: f,
+		log:       o.Log,
+		// Another one at each start: the forwarder tells the reports of a new process, which begin anew, from late ones of the old.
+		source:   o.Name + "/" + hex.EncodeToString(id),
+		most:     o.MostProbes,
+		watched:  map[key]*watched{},
+		monitors: map[string]*monitor{},
+		passive:  map[string]*passive{},
+		ending:   map[*watched]bool{},
+		agents:   map[string]*asked{},
+		askAgain: func() {},
+		news:     make(chan struct{}, 1),
+		there:    make(chan struct{}, 1),
+	}
+	d.probe = probe.New(probe.Options{UserAgent: "sluice-healthd/" + o.Version}).Probe
+	return d
+}
+
+// Run watches and reports until ctx is done, and returns when every probe has ended. The forwarder need not be there:
 // it is looked for as long as it takes.
 func (d *Daemon) Run(ctx context.Context) error {
-	var both sync.WaitGroup
-	both.Go(func() { d.follow(ctx) })
-	both.Go(func() { d.report(ctx) })
-	both.Wait() // from here on nobody starts a monitor
-	d.probes.Wait()
+	d.schedule = newSchedule(ctx, d.most, d.probeOnce)
+	d.pulse.base = time.Now()
+	var all sync.WaitGroup
+	all.Go(func() { d.pulse.serve(ctx, d.resumed) })
+	all.Go(d.schedule.serve)
+	all.Go(func() { d.follow(ctx) })
+	all.Go(func() { d.report(ctx) })
+	all.Go(func() { d.readSignals(ctx) })
+	all.Go(func() { d.end(ctx) })
+	all.Wait() // from here on nobody asks an agent
+	d.asked.Wait()
+	d.tunnel.close()
 	return nil
 }
 
@@ -136,13 +166,13 @@ func (d *Daemon) follow(ctx context.Context) {
 			continue
 		case err != nil:
 			if backoff == 0 {
-				d.log.Warn("the forwarder does not say what to probe; what is known is probed on", "error", err)
+				d.log.Warn("the forwarder does not say what to watch; what is known is watched on", "error", err)
 			}
 			backoff = min(max(firstBackoff, 2*backoff), maxBackoff)
 			sleep(ctx, backoff)
 			continue
 		case backoff > 0:
-			d.log.Info("the forwarder says what to probe again")
+			d.log.Info("the forwarder says what to watch again")
 			backoff = 0
 		}
 		if !d.apply(ctx, targets) {
@@ -162,208 +192,70 @@ func (d *Daemon) ask(ctx context.Context) (control.Targets, error) {
 	return d.forwarder.Targets(ctx, boot, generation, longPoll)
 }
 
-// apply starts and stops monitors so that they are those of targets. A backend that stays keeps its verdict, also when
-// its check has changed: the new check has to speak against it often enough. One that has moved to another address is a
-// new backend. It reports false when targets are those that there are already.
-func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool) {
+// probeOnce makes one probe, and says whether the next one is to come fast.
+func (d *Daemon) probeOnce(ctx context.Context, m *monitor) (fast bool) {
+	began := time.Now()
+	r := d.probe(ctx, &m.target)
+	if !r.Good && !r.Nothing && d.pulse.pausedSince(began) {
+		r = probe.Result{Nothing: true, Evidence: "this process was stopped meanwhile: " + r.Evidence, Asks: -1}
+	}
+	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.boot == targets.Boot && d.generation == targets.Generation {
+	if ctx.Err() != nil {
 		return false
 	}
-	started := d.boot != targets.Boot
-	d.boot, d.generation = targets.Boot, targets.Generation
-
-	wanted := make(map[key]Target)
-	for _, s := range targets.Services {
-		if s.Check == nil {
-			continue
-		}
-		for _, b := range s.Backends {
-			wanted[key{s.Name, b.Name}] = Target{s.Name, b.Name, b.Address.String(), *s.Check}
-		}
-	}
-	added, changed, removed := 0, 0, 0
-	for k, m := range d.monitors {
-		if _, ok := wanted[k]; !ok {
-			m.stop()
-			delete(d.monitors, k)
-			removed++
-		}
-	}
-	for k, t := range wanted {
-		old := d.monitors[k]
-		if old != nil && old.target.Address == t.Address && reflect.DeepEqual(old.target.Check, t.Check) {
-			continue // whatever else has changed is nothing to the probes
-		}
-		addr, err := target(t)
-		if err != nil {
-			d.log.Error("a backend cannot be probed; its health stays as the forwarder knows it",
-				"service", t.Service, "backend", t.Backend, "error", err)
-		}
-		if old != nil {
-			old.stop()
-			delete(d.monitors, k)
-		}
-		if err != nil {
-			continue
-		}
-		m := &monitor{target: t, addr: addr}
-		if old != nil && old.target.Address == t.Address {
-			m.state, m.since, m.evidence = hysteresis{verdict: old.state.verdict}, old.since, old.evidence
-			changed++
+	m.count(&r, now)
+	a := answer(&r)
+	for _, u := range m.users {
+		if u.readiness {
+			d.step(u.watched, verdict.Readiness(a), now)
 		} else {
-			added++
+			d.step(u.watched, verdict.Probe(a), now)
 		}
-		var watch context.Context
-		watch, m.stop = context.WithCancel(ctx)
-		d.monitors[k] = m
-		d.probes.Go(func() { d.watch(watch, m) })
 	}
-	d.applyAgents(ctx, targets.Agents)
-	d.log.Info("backends to probe", "total", len(d.monitors), "added", added, "changed", changed, "removed", removed,
-		"agents", len(d.agents), "generation", targets.Generation, "forwarder_started", started)
-	signal(d.news)
-	return true
+	return m.fast()
 }
 
-// target checks what the forwarder wants to have probed.
-func target(t Target) (netip.AddrPort, error) {
-	addr, err := netip.ParseAddr(t.Address)
+// count counts a probe.
+func (m *monitor) count(r *probe.Result, now time.Time) {
 	switch {
-	case err != nil:
-		return netip.AddrPort{}, err
-	case t.Check.Type != config.CheckTCP && t.Check.Type != config.CheckHTTP:
-		return netip.AddrPort{}, fmt.Errorf("check type %q: this version knows %s and %s; is sluice-healthd older than sluice?",
-			t.Check.Type, config.CheckTCP, config.CheckHTTP)
-	case t.Check.Port == 0:
-		return netip.AddrPort{}, errors.New("check port 0: expected 1 to 65535")
-	case time.Duration(t.Check.Interval) < minInterval:
-		return netip.AddrPort{}, fmt.Errorf("check interval %v: expected at least %v", time.Duration(t.Check.Interval), minInterval)
-	case t.Check.Timeout <= 0:
-		return netip.AddrPort{}, fmt.Errorf("check timeout %v: expected more than 0", time.Duration(t.Check.Timeout))
-	}
-	return netip.AddrPortFrom(addr, t.Check.Port), nil
-}
-
-// watch probes one backend until ctx is done.
-func (d *Daemon) watch(ctx context.Context, m *monitor) {
-	interval := time.Duration(m.target.Check.Interval)
-	// At a start, and after a reload that adds many, the first probes spread instead of coming in one burst.
-	wait := mathrand.N(min(interval, firstProbe))
-	for sleep(ctx, wait) {
-		start := time.Now()
-		r := d.probe(ctx, m.addr, m.target.Check)
-		d.take(m, r)
-		spread := time.Duration((2*mathrand.Float64() - 1) * jitter * float64(interval))
-		wait = max(interval+spread-time.Since(start), minInterval)
-	}
-}
-
-// take is told of each probe.
-func (d *Daemon) take(m *monitor, r result) {
-	t := &m.target
-	if r.nothing {
-		d.log.Debug("probe without a result", "service", t.Service, "backend", t.Backend, "evidence", r.evidence)
+	case r.Nothing:
+		m.lastError = r.Evidence
 		return
+	case r.Good:
+		m.good++
+		m.latency.add(r.Latency)
+	default:
+		m.bad++
+		m.lastError = r.Evidence
 	}
-	d.mu.Lock()
-	before := m.state.verdict
-	m.state = m.state.next(r.good, t.Check.Rise, t.Check.Fall)
-	after := m.state.verdict
-	if after != before {
-		m.since, m.evidence = time.Now(), r.evidence
-	}
-	current := d.monitors[key{t.Service, t.Backend}] == m
-	d.mu.Unlock()
-	if after == before || !current {
-		return
-	}
-	level := slog.LevelInfo
-	if after == down {
-		level = slog.LevelWarn
-	}
-	d.log.Log(context.Background(), level, "backend is "+after.String(), "service", t.Service, "backend", t.Backend,
-		"address", m.addr, "was", before.String(), "evidence", r.evidence)
-	signal(d.news)
+	m.last = now.Round(0)
 }
 
-// report sends what is known to the forwarder: soon after news, every heartbeat, and again soon after a failure.
-func (d *Daemon) report(ctx context.Context) {
-	beat := time.NewTimer(heartbeat)
-	defer beat.Stop()
-	backoff := time.Duration(0)
-	var sequence uint64
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-d.news:
-			if !sleep(ctx, coalesce) {
-				return
-			}
-		case <-beat.C:
+// step takes an event of a backend, and logs what an operator wants to hear of. d.mu is held.
+func (d *Daemon) step(w *watched, e verdict.Event, now time.Time) {
+	t, ok := w.step(e, now)
+	if w.dirty {
+		signal(d.news)
+		d.place(w)
+	}
+	if ok {
+		level := slog.LevelInfo
+		switch {
+		case t.To == "down", t.To == "ejected":
+			level = slog.LevelWarn
+		case t.From == "unknown" && t.To == "up": // at a start there are as many as backends
+			level = slog.LevelDebug
 		}
-		wait := heartbeat
-		if r, ok := d.known(); ok {
-			sequence++
-			r.Version = sequence
-			if err := d.send(ctx, r); err != nil {
-				if backoff == 0 && ctx.Err() == nil {
-					d.log.Warn("a health report was not taken; sending again", "error", err)
-				}
-				backoff = min(max(firstBackoff, 2*backoff), maxBackoff)
-				wait = backoff
-			} else if backoff > 0 {
-				d.log.Info("health reports are taken again")
-				backoff = 0
-			}
-		}
-		beat.Reset(wait)
+		d.log.Log(context.Background(), level, "backend is "+t.To, "service", w.service, "backend", w.backend, "address", w.address,
+			"was", t.From, "cause", string(t.Cause), "evidence", t.Evidence)
 	}
 }
 
-func (d *Daemon) send(ctx context.Context, r control.HealthReport) error {
-	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
-	defer cancel()
-	_, err := d.forwarder.Report(ctx, r)
-	if errors.Is(err, control.ErrBoot) {
-		// The new forwarder answers at once. The question that is under way may hang on the old one, as it drains.
-		d.mu.Lock()
-		d.askAgain()
-		d.mu.Unlock()
-	}
-	return err
-}
-
-// known makes up a report. Before the targets are known there is none.
-func (d *Daemon) known() (r control.HealthReport, ok bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.boot == "" {
-		return r, false
-	}
-	r = control.HealthReport{Boot: d.boot, Generation: d.generation, Source: d.source, Backends: []control.BackendHealth{}, Agents: d.knownAgents()}
-	for k, m := range d.monitors {
-		state := control.StateUp
-		switch m.state.verdict {
-		case unknown:
-			continue
-		case down:
-			state = control.StateDown
-		}
-		r.Backends = append(r.Backends, control.BackendHealth{
-			Service: k.service, Backend: k.backend,
-			Health: control.Health{State: state, Since: m.since, Evidence: m.evidence},
-		})
-	}
-	slices.SortFunc(r.Backends, func(a, b control.BackendHealth) int {
-		if c := strings.Compare(a.Service, b.Service); c != 0 {
-			return c
-		}
-		return strings.Compare(a.Backend, b.Backend)
-	})
-	return r, true
+// resumed is called after a pause of the process.
+func (d *Daemon) resumed(gap time.Duration) {
+	d.log.Warn("this process did not run for a while: probes that failed meanwhile do not count", "pause", gap.Round(time.Millisecond))
 }
 
 // signal leaves a note in a channel of capacity 1.

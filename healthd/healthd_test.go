@@ -1,16 +1,8 @@
 package healthd
 
 import (
-	"bytes"
-	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"maps"
-	"net/netip"
-	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,242 +10,69 @@ import (
 	"github.com/sluice-lb/sluice/internal/control"
 )
 
-// fake stands for the control API of a forwarder that can be changed, stopped and started again.
-type fake struct {
-	mu      sync.Mutex
-	gone    bool
-	boot    int
-	gen     uint64
-	list    []control.Target
-	agents  []string
-	changed chan struct{}
-	reports []control.HealthReport
-	times   []time.Time
-	asked   int
-}
-
-var errGone = errors.New("dial unix: no such file; is sluice running?")
-
-func newFake(list ...control.Target) *fake {
-	return &fake{gen: 1, list: list, changed: make(chan struct{})}
-}
-
-// change applies f and wakes whoever waits for targets.
-func (f *fake) change(do func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	do()
-	close(f.changed)
-	f.changed = make(chan struct{})
-}
-
-func (f *fake) reload(list ...control.Target) {
-	f.change(func() { f.list, f.gen = list, f.gen+1 })
-}
-
-func (f *fake) Targets(ctx context.Context, boot string, generation uint64, wait time.Duration) (control.Targets, error) {
-	deadline := time.After(wait)
-	f.mu.Lock()
-	f.asked++
-	f.mu.Unlock()
-	for {
-		f.mu.Lock()
-		changed, gone := f.changed, f.gone
-		t := control.Targets{Boot: fmt.Sprint("boot", f.boot), Generation: f.gen, Targets: slices.Clone(f.list), Agents: slices.Clone(f.agents)}
-		f.mu.Unlock()
-		if gone {
-			return control.Targets{}, errGone
-		}
-		if t.Boot != boot || t.Generation != generation {
-			return t, nil
-		}
-		select {
-		case <-changed:
-		case <-deadline:
-			return t, nil
-		case <-ctx.Done():
-			return control.Targets{}, ctx.Err()
-		}
-	}
-}
-
-func (f *fake) Report(_ context.Context, r control.HealthReport) (control.HealthAnswer, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.gone {
-		return control.HealthAnswer{}, errGone
-	}
-	boot := fmt.Sprint("boot", f.boot)
-	if r.Boot != boot {
-		return control.HealthAnswer{}, control.ErrBoot
-	}
-	f.reports = append(f.reports, r)
-	f.times = append(f.times, time.Now())
-	return control.HealthAnswer{Boot: boot, Generation: f.gen}, nil
-}
-
-// last returns the last report's states: "service/backend" → "up: evidence".
-func (f *fake) last(t *testing.T) map[string]string {
-	t.Helper()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.reports) == 0 {
-		t.Fatal("no report came")
-	}
-	r := f.reports[len(f.reports)-1]
-	out := map[string]string{}
-	for _, b := range r.Backends {
-		out[b.Service+"/"+b.Backend] = string(b.State) + ": " + b.Evidence
-	}
-	return out
-}
-
-// taken returns all reports so far, and when they came.
-func (f *fake) taken() ([]control.HealthReport, []time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.Clone(f.reports), slices.Clone(f.times)
-}
-
-// logBook is a log that may be read while it is written.
-type logBook struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBook) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBook) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// world answers probes: what a backend's address says now, and how often it was asked.
-type world struct {
-	mu     sync.Mutex
-	bad    map[string]string // address → evidence
-	probed map[string]int
-	took   time.Duration
-	active int
-}
-
-func newWorld() *world { return &world{bad: map[string]string{}, probed: map[string]int{}} }
-
-func (w *world) probe(ctx context.Context, addr netip.AddrPort, _ control.Check) result {
-	w.mu.Lock()
-	w.probed[addr.String()]++
-	w.active++
-	evidence, took := w.bad[addr.Addr().String()], w.took
-	w.mu.Unlock()
-	sleep(ctx, took)
-	w.mu.Lock()
-	w.active--
-	w.mu.Unlock()
-	switch evidence {
-	case "":
-		return result{good: true, evidence: "connected"}
-	case "no file descriptors":
-		return result{nothing: true, evidence: evidence}
-	}
-	return result{evidence: evidence}
-}
-
-func (w *world) set(addr, evidence string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.bad[addr] = evidence
-}
-
-func (w *world) count(addr string) int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.probed[addr]
-}
-
-func web(n int) control.Target {
-	return control.Target{
-		Service: "web", Backend: fmt.Sprintf("web-%d", n), Address: fmt.Sprintf("10.0.0.%d", n), VIP: "192.0.2.10", Protocol: "tcp",
-		Check: control.Check{Type: "tcp", Port: 80, Interval: control.Duration(2 * time.Second),
-			Timeout: control.Duration(time.Second), Rise: 2, Fall: 3},
-	}
-}
-
-// start runs a daemon in the bubble until the test ends.
-func start(t *testing.T, f Forwarder, w *world) (logs *logBook) {
-	logs = &logBook{}
-	d := New(f, "lb1", "test", slog.New(slog.NewTextHandler(logs, nil)))
-	d.probe = w.probe
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- d.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-		if w.active != 0 {
-			t.Errorf("%d probes are still under way after Run", w.active)
-		}
-	})
-	return logs
-}
-
-func same(t *testing.T, what string, got map[string]string, want ...string) {
-	t.Helper()
-	m := map[string]string{}
-	for i := 0; i < len(want); i += 2 {
-		m[want[i]] = want[i+1]
-	}
-	if !maps.Equal(got, m) {
-		t.Errorf("%s: %v, want %v", what, got, m)
-	}
-}
+const (
+	firstGood = "up: the first good probe: connected"
+	refused   = "down: 3 of 3 probes failed: connection refused"
+)
 
 func TestLearnsAndReports(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, w := newFake(web(1), web(2)), newWorld()
+		f, w := newFake(web(1, 2)), newWorld()
 		w.set("10.0.0.2", "connection refused")
 		start(t, f, w)
-		time.Sleep(1200 * time.Millisecond) // one probe each: the good one decides, the bad one does not
-		same(t, "after the first probes", f.last(t), "web/web-1", "up: connected")
-		time.Sleep(7 * time.Second)
-		same(t, "after three bad ones", f.last(t), "web/web-1", "up: connected", "web/web-2", "down: connection refused")
+		time.Sleep(1100 * time.Millisecond) // one or two probes each: a good one decides, two bad ones do not
+		same(t, "after the first probes", f.states(), "web/web-1", firstGood)
+		time.Sleep(3 * time.Second)
+		same(t, "after three bad ones, at the fast pace", f.states(), "web/web-1", firstGood, "web/web-2", refused)
+		time.Sleep(10 * time.Second)
 		reports, _ := f.taken()
-		if n := len(reports); n > 10 {
-			t.Errorf("%d reports in 8 s for two changes", n)
+		if n := len(reports); n > 12 {
+			t.Errorf("%d reports in 14 s for two changes", n)
 		}
-		r := reports[len(reports)-1]
-		if !strings.HasPrefix(r.Source, "lb1/") || r.Boot != "boot0" || r.Generation != 1 || r.Sequence != uint64(len(reports)) {
-			t.Errorf("report %+v", r)
+		for i, r := range reports {
+			if !strings.HasPrefix(r.Source, "lb1/") || r.Boot != "boot0" || r.Generation != 1 || r.Version != uint64(i+1) || r.Base != uint64(i) {
+				t.Errorf("report %d: %+v", i, r)
+			}
 		}
-		if since := r.Backends[1].Since; time.Since(since) > 5*time.Second || since.IsZero() {
+		if since := f.health("web/web-2").Since; time.Since(since) > 14*time.Second || since.IsZero() {
 			t.Errorf("down since %v", since)
+		}
+		s := f.stats["web/web-1 false"]
+		if s.Good < 4 || s.Bad != 0 || s.P50 < 2900 || s.P99 > 3600 || time.Since(s.Last) > 13*time.Second {
+			t.Errorf("statistics: %+v", s)
+		}
+		if s := f.stats["web/web-2 false"]; s.Bad < 4 || s.Good != 0 || s.LastError != "connection refused" {
+			t.Errorf("statistics: %+v", s)
 		}
 	})
 }
 
-// A verdict reaches the forwarder at once, and without news a report comes every two seconds.
+// A change reaches the forwarder at once and alone; without news a sign of life comes every two seconds.
 func TestNewsAtOnceAndHeartbeats(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, w := newFake(web(1)), newWorld()
+		f, w := newFake(web(1, 2, 3)), newWorld()
 		start(t, f, w)
 		time.Sleep(20 * time.Second)
-		_, times := f.taken()
-		for i := 3; i < len(times); i++ {
+		reports, times := f.taken()
+		for i := 5; i < len(times); i++ {
 			if gap := times[i].Sub(times[i-1]); gap != heartbeat {
 				t.Errorf("%v between two reports without news, want %v", gap, heartbeat)
+			}
+			if len(reports[i].Backends) != 0 {
+				t.Errorf("a sign of life with %v", reports[i].Backends)
 			}
 		}
 		w.set("10.0.0.1", "HTTP 503")
 		time.Sleep(10 * time.Second)
-		same(t, "after it broke", f.last(t), "web/web-1", "down: HTTP 503")
-		reports, times := f.taken()
-		for i, r := range reports {
+		if got := f.health("web/web-1"); got.State != control.StateDown || got.Evidence != "3 of 3 probes failed: HTTP 503" || got.Cause != control.CauseProbe {
+			t.Errorf("after it broke: %+v", got)
+		}
+		all, times := f.taken()
+		for i := len(reports); i < len(all); i++ {
+			r := all[i]
+			if len(r.Backends) > 1 || len(r.Backends) == 1 && r.Backends[0].Backend != "web-1" {
+				t.Errorf("report %d tells of more than what changed: %+v", i, r.Backends)
+			}
 			if b := r.Backends; len(b) == 1 && b[0].State == control.StateDown {
 				if late := times[i].Sub(b[0].Since); late > 10*time.Millisecond {
 					t.Errorf("the news came %v late", late)
@@ -267,74 +86,83 @@ func TestNewsAtOnceAndHeartbeats(t *testing.T) {
 
 func TestReloadTouchesOnlyWhatChanged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, w := newFake(web(1), web(2), web(3)), newWorld()
+		f, w := newFake(web(1, 2, 3)), newWorld()
 		w.set("10.0.0.1", "connection refused")
 		start(t, f, w)
 		time.Sleep(10 * time.Second)
-		same(t, "to begin with", f.last(t), "web/web-1", "down: connection refused", "web/web-2", "up: connected", "web/web-3", "up: connected")
+		same(t, "to begin with", f.states(), "web/web-1", refused, "web/web-2", firstGood, "web/web-3", firstGood)
 
-		// 2 gets another check, of which it fails every probe; 3 goes; 4 comes; 5 comes and is dead.
-		other := web(2)
-		other.Check.Port = 81
-		w.set("10.0.0.2", "HTTP 404")
+		// The check goes to another port, where 2 fails; 3 goes; 4 comes; 5 comes and is dead.
+		other := web(1, 2, 4, 5)
+		other.Check = check(81)
+		w.set("10.0.0.2:81", "HTTP 404")
 		w.set("10.0.0.5", "no answer within 1s")
-		before := w.count("10.0.0.1:80")
-		f.reload(web(1), other, web(4), web(5))
+		f.reload(other)
 		synctest.Wait()
-		time.Sleep(20 * time.Millisecond)
-		same(t, "right after the reload", f.last(t), "web/web-1", "down: connection refused", "web/web-2", "up: connected")
+		time.Sleep(time.Millisecond)
+		same(t, "right after the reload", f.states(), "web/web-1", refused, "web/web-2", firstGood)
 		gone := w.count("10.0.0.3:80")
 		time.Sleep(10 * time.Second)
-		same(t, "a while later", f.last(t), "web/web-1", "down: connection refused", "web/web-2", "down: HTTP 404",
-			"web/web-4", "up: connected", "web/web-5", "down: no answer within 1s")
+		same(t, "a while later", f.states(), "web/web-1", refused, "web/web-2", "down: 3 of 3 probes failed: HTTP 404",
+			"web/web-4", firstGood, "web/web-5", "down: 3 of 3 probes failed: no answer within 1s")
 		if n := w.count("10.0.0.3:80"); n != gone {
 			t.Errorf("a backend that was removed was probed %d times more", n-gone)
 		}
-		if n := w.count("10.0.0.1:80") - before; n < 4 || n > 6 {
+
+		// A reload that leaves the probe as it is does not disturb it.
+		before := w.count("10.0.0.1:81")
+		for range 5 {
+			other.Check = check(81)
+			other.Check.Fall++
+			f.reload(other)
+			time.Sleep(2 * time.Second)
+		}
+		if n := w.count("10.0.0.1:81") - before; n < 4 || n > 6 {
 			t.Errorf("a backend that stayed was probed %d times in 10 s", n)
 		}
 
 		// A new address under an old name is a new backend: nothing is known about it.
 		moved := web(1)
-		moved.Address = "10.0.0.77"
-		w.set("10.0.0.77", "connection refused")
-		f.reload(moved)
+		moved.Backends[0].Address = moved.Backends[0].Address.Next().Next().Next().Next().Next().Next()
+		w.set(moved.Backends[0].Address.String(), "connection refused")
+		f.change(func() { f.list, f.gen, f.known = []control.TargetService{moved}, f.gen+1, map[string]control.Health{} })
 		time.Sleep(50 * time.Millisecond)
-		same(t, "after the move", f.last(t))
+		same(t, "after the move", f.states())
 
 		f.reload()
+		total := w.total()
 		time.Sleep(5 * time.Second)
-		same(t, "without targets", f.last(t))
+		if w.total() != total {
+			t.Error("probes go on without targets")
+		}
 	})
 }
 
 // A forwarder that starts again gets everything known with the first report, long before any new probe could decide.
 func TestForwarderStartsAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, w := newFake(web(1), web(2)), newWorld()
+		f, w := newFake(web(1, 2)), newWorld()
 		w.set("10.0.0.2", "connection refused")
 		logs := start(t, f, w)
 		time.Sleep(10 * time.Second)
 
 		f.change(func() { f.gone = true })
 		time.Sleep(time.Minute)
-		probes := w.count("10.0.0.1:80")
-		if probes < 30 {
+		if probes := w.count("10.0.0.1:80"); probes < 30 {
 			t.Errorf("%d probes while the forwarder was gone, want them to go on", probes)
 		}
 		f.mu.Lock()
 		if f.asked > 80 {
 			t.Errorf("asked %d times in a minute", f.asked)
 		}
-		f.reports, f.times = nil, nil
 		f.mu.Unlock()
 		if n := strings.Count(logs.String(), "level=WARN"); n > 4 {
 			t.Errorf("%d warnings about one missing forwarder:\n%s", n, logs)
 		}
 
-		f.change(func() { f.gone, f.boot, f.gen = false, 1, 1 })
+		f.change(func() { f.gone, f.boot, f.gen = false, 1, 1; f.forget() })
 		time.Sleep(maxBackoff + 10*time.Millisecond)
-		same(t, "a second after the start", f.last(t), "web/web-1", "up: connected", "web/web-2", "down: connection refused")
+		same(t, "a second after the start", f.states(), "web/web-1", firstGood, "web/web-2", refused)
 	})
 }
 
@@ -346,101 +174,129 @@ func TestForwarderReplacedWhileTheQuestionHangs(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		f.mu.Lock()
 		f.boot++ // and nobody is told
-		f.reports = nil
+		f.forget()
 		f.mu.Unlock()
 		time.Sleep(heartbeat + 500*time.Millisecond)
-		same(t, "after the next report", f.last(t), "web/web-1", "up: connected")
+		same(t, "after the next report", f.states(), "web/web-1", firstGood)
 	})
 }
 
-// With a thousand backends the first probes are spread, and so are the later ones.
-func TestProbesSpread(t *testing.T) {
+// Whoever does not know whether a report was taken tells everything anew.
+func TestAnswerLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var list []control.Target
-		for i := range 1000 {
-			b := web(1)
-			b.Backend, b.Address = fmt.Sprint("b", i), fmt.Sprintf("10.1.%d.%d", i/250, i%250)
-			list = append(list, b)
-		}
-		f, w := newFake(list...), newWorld()
+		f, w := newFake(web(1, 2)), newWorld()
 		start(t, f, w)
-		most := 0
-		for range 100 {
-			before := w.total()
-			time.Sleep(100 * time.Millisecond)
-			most = max(most, w.total()-before)
-		}
-		if most > 200 { // a hundred on average to begin with
-			t.Errorf("%d of 1000 probes within 100 ms", most)
-		}
-		if n := w.total(); n < 4500 || n > 6000 {
-			t.Errorf("%d probes of 1000 backends in 10 s every 2 s", n)
-		}
-		if got := len(f.last(t)); got != 1000 {
-			t.Errorf("%d backends reported", got)
-		}
+		time.Sleep(5 * time.Second)
+		f.change(func() { f.loses = true })
+		w.set("10.0.0.1", "connection refused")
+		time.Sleep(10 * time.Second)
+		f.change(func() { f.loses = false })
+		w.set("10.0.0.1", "")
+		time.Sleep(10 * time.Second)
+		same(t, "after lost answers", f.states(), "web/web-1", "up: 2 good probes: connected", "web/web-2", firstGood)
 	})
 }
 
-func (w *world) total() (n int) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, c := range w.probed {
-		n += c
-	}
-	return n
+// While another health daemon reports, this one says so once, goes on probing, and takes over when it may.
+func TestAnotherReports(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, w := newFake(web(1)), newWorld()
+		f.other = true
+		logs := start(t, f, w)
+		time.Sleep(time.Minute)
+		if n := strings.Count(logs.String(), "lb1/1111 reports already"); n != 1 {
+			t.Errorf("said %d times that another one reports", n)
+		}
+		f.change(func() { f.other = false })
+		time.Sleep(maxBackoff + 10*time.Millisecond)
+		same(t, "when it may", f.states(), "web/web-1", firstGood)
+	})
 }
 
 // Probes that this node could not make change nothing, however many they are.
 func TestProbesThatCouldNotBeMade(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, w := newFake(web(1), web(2)), newWorld()
+		f, w := newFake(web(1, 2)), newWorld()
 		w.set("10.0.0.2", "connection refused")
 		start(t, f, w)
 		time.Sleep(10 * time.Second)
 		w.set("10.0.0.1", "no file descriptors")
 		w.set("10.0.0.2", "no file descriptors")
 		time.Sleep(time.Minute)
-		same(t, "without file descriptors", f.last(t), "web/web-1", "up: connected", "web/web-2", "down: connection refused")
+		same(t, "without file descriptors", f.states(), "web/web-1", firstGood, "web/web-2", refused)
 	})
 }
 
-// A target that makes no sense is said, and does not keep the others from being probed.
-func TestTargetsThatCannotBeProbed(t *testing.T) {
+// Readiness and what a backend asks for never make it dead.
+func TestReadiness(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		spoil := func(n int, f func(*control.Target)) control.Target {
-			b := web(n)
-			f(&b)
-			return b
+		s := web(1, 2)
+		s.Readiness = check(8080)
+		f, w := newFake(s), newWorld()
+		w.set("10.0.0.2:8080", "HTTP 503")
+		w.asks["10.0.0.1"] = 40
+		start(t, f, w)
+		time.Sleep(10 * time.Second)
+		one, two := f.health("web/web-1"), f.health("web/web-2")
+		if one.State != control.StateUp || one.Unready != "" || one.Asks == nil || *one.Asks != 40 {
+			t.Errorf("ready, and asks for 40 %%: %+v", one)
 		}
-		f := newFake(
-			spoil(1, func(b *control.Target) { b.Address = "web-1.example" }),
-			spoil(2, func(b *control.Target) { b.Check.Type = "icmp" }),
-			spoil(3, func(b *control.Target) { b.Check.Port = 0 }),
-			spoil(4, func(b *control.Target) { b.Check.Interval = 0 }),
-			spoil(5, func(b *control.Target) { b.Check.Timeout = -1 }),
-			web(6))
-		w := newWorld()
-		logs := start(t, f, w)
+		if two.State != control.StateUp || two.Unready != "3 of 3 probes failed: HTTP 503" {
+			t.Errorf("not ready: %+v", two)
+		}
+		if s := f.stats["web/web-2 true"]; s.Bad < 4 {
+			t.Errorf("statistics of readiness: %+v", s)
+		}
+		w.set("10.0.0.2:8080", "")
 		time.Sleep(5 * time.Second)
-		same(t, "beside bad targets", f.last(t), "web/web-6", "up: connected")
-		for n := 1; n <= 5; n++ {
-			if !strings.Contains(logs.String(), fmt.Sprintf("backend=web-%d error=", n)) {
-				t.Errorf("nothing was said about web-%d:\n%s", n, logs)
-			}
+		if two = f.health("web/web-2"); two.Unready != "" {
+			t.Errorf("ready again: %+v", two)
 		}
 	})
 }
 
-// A probe that takes its whole timeout does not lengthen the interval, and ends with the daemon.
+// A machine that several services have in common, with equal checks, is probed once; each judges by itself.
+func TestSharedProbes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var services []control.TargetService
+		for i := range 10 {
+			s := web(1, 2)
+			s.Name = fmt.Sprint("s", i)
+			s.Check.Fall = 1 + i
+			services = append(services, s)
+		}
+		other := web(1)
+		other.Name, other.Check.Timeout = "other", other.Check.Timeout/2
+		f, w := newFake(append(services, other)...), newWorld()
+		start(t, f, w)
+		time.Sleep(20 * time.Second)
+		if n := w.count("10.0.0.2:80"); n < 9 || n > 12 {
+			t.Errorf("%d probes in 20 s of a backend of ten services", n)
+		}
+		if n := w.count("10.0.0.1:80"); n < 18 || n > 24 {
+			t.Errorf("%d probes in 20 s of a backend with two kinds of checks", n)
+		}
+		w.set("10.0.0.2", "HTTP 500")
+		time.Sleep(4 * time.Second) // one probe within 2.2 s, then one each half second: four at least, and fewer than ten
+		if a, b := f.health("s0/web-2").State, f.health("s9/web-2").State; a != control.StateDown || b != control.StateGoingDown {
+			t.Errorf("with fall: 1 %s, with fall: 10 %s", a, b)
+		}
+		f.reload(services[9])
+		time.Sleep(10 * time.Second)
+		if b := f.health("s9/web-2").State; b != control.StateDown {
+			t.Errorf("after the others have gone: %s", b)
+		}
+	})
+}
+
+// A probe that takes its whole timeout does not lengthen the interval.
 func TestSlowProbes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, w := newFake(web(1)), newWorld()
 		w.took = time.Second
-		w.set("10.0.0.1", "no answer within 1s")
 		start(t, f, w)
 		time.Sleep(20 * time.Second)
-		if n := w.count("10.0.0.1:80"); n < 9 || n > 11 {
+		if n := w.count("10.0.0.1:80"); n < 9 || n > 12 {
 			t.Errorf("%d probes in 20 s, one is due every 2 s", n)
 		}
 	})

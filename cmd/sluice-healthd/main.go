@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sluice-lb/sluice/healthd"
+	"github.com/sluice-lb/sluice/healthd/probe"
 	"github.com/sluice-lb/sluice/internal/cli"
 	"github.com/sluice-lb/sluice/internal/control"
 )
@@ -22,6 +23,7 @@ var version = "development"
 const defaultSocket = "/run/sluice/control.sock"
 
 func main() {
+	probe.Exec() // does not return in a process that is to run a program for an exec probe
 	if err := command().Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "sluice-healthd: "+err.Error())
 		os.Exit(1)
@@ -43,10 +45,11 @@ func command() *cobra.Command {
 const runHelp = `Probe the backends of the sluice daemon on this machine, and tell it which are healthy.
 
 What is probed, and how, the daemon says: it follows from the checks in its configuration, and a reload there is
-followed at once. There is nothing to configure here, and no privileges are needed beyond those to connect to the
-socket (control.group in the daemon's configuration).
+followed at once. There is nothing to configure here. No privileges are needed beyond those to connect to the socket
+(control.group in the daemon's configuration), but CAP_NET_RAW for checks with via: tunnel, and for those of type ping
+unless net.ipv4.ping_group_range admits the process.
 
-It may be started before the daemon, and waits for it. When it ends, the daemon keeps the health it knew last.`
+One reports at a time: while another sluice-healthd does, this one is refused, and tries again. It may be started before the daemon, and waits for it. When it ends, the daemon keeps the health it knew last.`
 
 func runCommand() *cobra.Command {
 	var socket, name string
@@ -75,10 +78,14 @@ func runCommand() *cobra.Command {
 				stop()
 				cli.Notify(log, cli.Stopping)
 			})
-			log.Info("sluice-healthd", "version", version, "socket", socket, "name", name)
+			most, err := healthd.ProbesFor()
+			if err != nil {
+				return err
+			}
+			log.Info("sluice-healthd", "version", version, "socket", socket, "name", name, "most_probes_at_once", most)
 			// Ready without the forwarder: probing goes on without it too, and it may start after this.
 			cli.Notify(log, cli.Ready)
-			return healthd.New(client, name, version, log).Run(ctx)
+			return healthd.New(client, healthd.Options{Name: name, Version: version, MostProbes: most, Log: log}).Run(ctx)
 		},
 	}
 	f := c.Flags()

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"reflect"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,8 @@ type daemon struct {
 	node     *forwarder.Node
 	book     *control.Book
 	stopping atomic.Bool
+	// signals makes a reader of what the node counts of connections to backends; nil: it counts nothing.
+	signals func() control.SignalReader
 
 	reloading sync.Mutex // one at a time; taken before mu
 	admitting sync.Mutex // held while admissions are read and brought into force, so that an older reading never comes last
@@ -43,7 +46,7 @@ type daemon struct {
 
 // apply brings a configuration into force. On an error the one before stays.
 func (d *daemon) apply(cfg *config.Config, warnings []config.Problem) error {
-	pending := d.book.Prepare(cfg.Services)
+	pending := d.book.Prepare(cfg)
 	if err := d.node.Apply(control.Spec(cfg, pending.Admission)); err != nil {
 		return fmt.Errorf("apply %s: %w", d.file, err)
 	}
@@ -69,9 +72,20 @@ func (d *daemon) Reload(context.Context) (control.ReloadResult, error) {
 		for _, note := range result.Notes {
 			d.log.Warn("configuration", "note", note)
 		}
+		what := "taken, nothing has changed"
+		if result.Changed {
+			what = "taken"
+		}
+		d.book.Happened(control.Event{
+			Kind: control.KindConfig, To: result.Hash, Cause: control.CauseConfig, Evidence: fmt.Sprintf("generation %d: %s", result.Generation, what),
+		})
 		return result, nil
 	}
 	d.log.Error("configuration refused; the one before stays in force", "error", err)
+	first, _, _ := strings.Cut(err.Error(), "\n")
+	d.book.Happened(control.Event{
+		Kind: control.KindConfig, To: "refused", Cause: control.CauseConfig, Evidence: "the configuration before stays in force: " + first,
+	})
 	var refused *config.Error
 	if errors.As(err, &refused) {
 		d.mu.Lock()
@@ -148,14 +162,15 @@ func (d *daemon) followHealth(ctx context.Context) {
 	}
 }
 
-// admit brings what every backend takes now into the admit words, and what agents accept into what SYN cookies offer.
+// admit brings what backends take now into the admit words, and what agents accept into what SYN cookies offer.
 func (d *daemon) admit() {
 	d.admitting.Lock()
 	defer d.admitting.Unlock()
-	for k, a := range d.book.Admissions() {
-		d.node.SetAdmit(k.Service, k.Backend, a)
+	changes := d.book.Changed()
+	for _, a := range changes.Admissions {
+		d.node.SetAdmit(a.Service, a.Backend, a.Admit)
 	}
-	for service, c := range d.book.Cookies() {
+	for service, c := range changes.Cookies {
 		d.node.SetCookies(service, c.Offer)
 	}
 }
@@ -185,14 +200,4 @@ func (d *daemon) Status() control.Status {
 		File: d.file, Hash: d.config.Hash(), Generation: d.generation, Loaded: d.loaded, Warnings: d.warnings, Refused: d.refused,
 	}
 	return s
-}
-
-// Targets is Book.Targets.
-func (d *daemon) Targets(ctx context.Context, boot string, generation uint64) control.Targets {
-	return d.book.Targets(ctx, boot, generation)
-}
-
-// Report is Book.Report.
-func (d *daemon) Report(r control.HealthReport) (control.HealthAnswer, error) {
-	return d.book.Report(r)
 }

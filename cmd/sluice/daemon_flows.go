@@ -33,6 +33,14 @@ func (d *daemon) Undrain(service, backend string) (control.Backend, error) {
 	return d.backend(service, backend)
 }
 
+// Maintenance is Book.Maintenance, in force when it returns; see control.Daemon.
+func (d *daemon) Maintenance(service, backend string, on bool) (control.Backend, error) {
+	if err := d.book.Maintenance(service, backend, on); err != nil {
+		return control.Backend{}, err
+	}
+	return d.backend(service, backend)
+}
+
 // backend brings what was just set into force, and tells how a backend stands.
 func (d *daemon) backend(service, backend string) (control.Backend, error) {
 	d.admit()

@@ -78,6 +78,54 @@ func undrainCommand() *cobra.Command {
 	return c
 }
 
+func maintenanceCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "maintenance SERVICE/BACKEND on|off",
+		Short: "Say that a backend is worked on: no new flows, and no alarm",
+		Long: `Say that a backend is worked on. It gets no new flows, and those that it has go on, as with sluice drain. Its health is
+probed and shown, but nobody is alarmed by it, and it counts neither as wanted nor as lost: in no quorum, panic threshold or share
+of ejections. It holds over reloads and restarts, as long as the configuration has the backend at its address.
+
+    sluice maintenance web/web-1 on
+    sluice maintenance web/web-1 off
+
+It is a mark beside a drain: a backend that is drained as well stays drained when its maintenance ends.`,
+		Args:      cobra.ExactArgs(2),
+		ValidArgs: []string{"on", "off"},
+	}
+	socket := socketFlag(c)
+	c.RunE = func(c *cobra.Command, args []string) error {
+		service, backend, err := parseBackend(args[0])
+		if err != nil {
+			return err
+		}
+		if args[1] != "on" && args[1] != "off" {
+			return fmt.Errorf("found %q, expected on or off", args[1])
+		}
+		client := control.NewClient(*socket)
+		defer client.Close()
+		r, err := client.Maintenance(c.Context(), service, backend, args[1] == "on")
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(c.OutOrStdout(), maintenanceLine(args[0], &r.Backend))
+		return nil
+	}
+	return c
+}
+
+// maintenanceLine tells how a backend stands after its maintenance was set.
+func maintenanceLine(name string, b *control.Backend) string {
+	line := fmt.Sprintf("%s is not in maintenance; it is %s, with %d flows", name, takes(b), b.Flows)
+	if b.Hand.InMaintenance() {
+		line = fmt.Sprintf("%s is in maintenance: %d flows left", name, b.Flows)
+	}
+	if b.Hand.Drained() {
+		line += "; it is drained by hand as well"
+	}
+	return line
+}
+
 // parseBackend reads SERVICE/BACKEND.
 func parseBackend(text string) (service, backend string, err error) {
 	service, backend, ok := strings.Cut(text, "/")
@@ -89,8 +137,12 @@ func parseBackend(text string) (service, backend string, err error) {
 
 // drainLine tells how a backend stands.
 func drainLine(name string, b *control.Backend) string {
-	if b.Hand == nil {
-		return fmt.Sprintf("%s is not drained by hand; it is %s, with %d flows", name, takes(b), b.Flows)
+	if !b.Hand.Drained() {
+		line := fmt.Sprintf("%s is not drained by hand; it is %s, with %d flows", name, takes(b), b.Flows)
+		if b.Hand.InMaintenance() {
+			line += ", in maintenance"
+		}
+		return line
 	}
 	line := fmt.Sprintf("%s is %s: %d flows left", name, takes(b), b.Flows)
 	if b.Flows > 0 && b.LongestIdle > 0 {
@@ -131,7 +183,7 @@ func waitDrained(ctx context.Context, out io.Writer, client *control.Client, ser
 		switch {
 		case b == nil:
 			return errors.New("the backend was removed from the configuration; its flows finish all the same")
-		case b.Hand == nil:
+		case !b.Hand.Drained():
 			return errors.New("somebody has undrained the backend")
 		case b.Flows != last:
 			fmt.Fprintln(out, drainLine(service+"/"+backend, b))

@@ -44,8 +44,8 @@ func command() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(runCommand(), checkCommand(), reloadCommand(), statusCommand(), flowsCommand(), drainCommand(),
-		undrainCommand(), demoCommand(), simCommand(), benchCommand(), cli.VersionCommand("sluice", version))
+	root.AddCommand(runCommand(), checkCommand(), reloadCommand(), statusCommand(), healthCommand(), eventsCommand(), flowsCommand(),
+		drainCommand(), undrainCommand(), maintenanceCommand(), demoCommand(), simCommand(), benchCommand(), cli.VersionCommand("sluice", version))
 	return root
 }
 

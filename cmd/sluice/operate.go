@@ -108,12 +108,7 @@ func printStatus(out io.Writer, s control.Status) error {
 	if len(s.Config.Refused) > 0 {
 		fmt.Fprintf(w, "the last reload was refused, an older configuration is in force: %s\n", s.Config.Refused[0])
 	}
-	switch {
-	case s.Health.Stale:
-		fmt.Fprintf(w, "health: no report for %s, the last known stays in use; is sluice-healthd running?\n", (time.Duration(s.Health.AgeMS) * time.Millisecond).Round(time.Second))
-	case s.Health.Source != "":
-		fmt.Fprintf(w, "health: reported by %s %d ms ago\n", s.Health.Source, s.Health.AgeMS)
-	}
+	fmt.Fprint(w, healthLine(&s.Health))
 
 	fmt.Fprint(w, "\nINTERFACE\tSTATE\tXDP\tQUEUE\tWORKER\tMODE\tRECEIVED\tSENT\tRING DROPS\n")
 	for _, i := range s.Traffic.Interfaces {
@@ -131,19 +126,29 @@ func printStatus(out io.Writer, s control.Status) error {
 
 	for _, v := range s.Traffic.Services {
 		note := ""
-		if v.FailOpen {
-			note = "  (health is ignored: it would leave no backend)"
+		for _, n := range []struct {
+			holds bool
+			text  string
+		}{
+			{v.FailOpen && v.Quorum.Have == 0, "health is ignored: it would leave no backend"},
+			{v.FailOpen && v.Quorum.Have > 0, fmt.Sprintf("health is ignored: it would leave %d of %d backends", v.Quorum.Have, v.Wanted)},
+			{v.EjectionsIgnored, "ejections are ignored: all that are alive are ejected"},
+			{v.ReadinessIgnored, "readiness is ignored: none that is alive is ready"},
+			{!v.Quorum.Met, fmt.Sprintf("quorum lost: %d of %d are alive", v.Quorum.Have, v.Quorum.Need)},
+		} {
+			if n.holds {
+				note += "  (" + n.text + ")"
+			}
 		}
 		fmt.Fprintf(w, "\n%s  %s %s:%s  %s  %s, table %s  %d flows%s\n", v.Name, v.Protocol, v.VIP, v.Ports, v.Forward, v.Scheduler, v.TableHash, v.Flows, note)
 		fmt.Fprint(w, "BACKEND\tADDRESS\tWEIGHT\tTAKES\tHEALTH\tHOP\tPACKETS\tBYTES\tNEW FLOWS\tFLOWS\tLONGEST IDLE\n")
 		for _, b := range v.Backends {
 			takes := takes(&b)
-			if h := b.Hand; h != nil {
+			switch {
+			case b.Hand.InMaintenance():
+				takes += " (maintenance)"
+			case b.Hand.Drained():
 				takes += " (by hand)"
-			}
-			health := string(b.Health.State)
-			if b.Health.Evidence != "" && b.Health.State == control.StateDown {
-				health += ": " + b.Health.Evidence
 			}
 			weight := strconv.Itoa(b.Weight)
 			if b.Leaving {
@@ -153,7 +158,7 @@ func printStatus(out io.Writer, s control.Status) error {
 			if b.Flows > 0 {
 				idle = seconds(b.LongestIdle)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", b.Name, b.Address, weight, takes, health, b.Hop, b.Forwarded.Packets, b.Forwarded.Bytes, b.NewFlows, b.Flows, idle)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%d\t%d\t%s\n", b.Name, b.Address, weight, takes, healthOfStatus(&b.Health), b.Hop, b.Forwarded.Packets, b.Forwarded.Bytes, b.NewFlows, b.Flows, idle)
 		}
 		printDropped(w, v.Dropped)
 		if v.Cookies != "" {
@@ -192,6 +197,21 @@ func printStatus(out io.Writer, s control.Status) error {
 	}
 	printDropped(w, dropped)
 	return w.Flush()
+}
+
+// healthOfStatus tells the health of a backend, and what is wrong with it.
+func healthOfStatus(h *control.Health) string {
+	switch {
+	case h.State == control.StateDown && h.Evidence != "":
+		return "down: " + h.Evidence
+	case h.State.Alive() && h.EjectedMS > 0:
+		return "ejected: " + h.Ejected
+	case h.State.Alive() && h.Unready != "":
+		return "unready: " + h.Unready
+	case h.State.Alive() && h.Asks != nil:
+		return fmt.Sprintf("%s, asks for %d %%", h.State, *h.Asks)
+	}
+	return string(h.State)
 }
 
 func printDropped(w io.Writer, d control.Dropped) {

@@ -71,7 +71,7 @@ func run(ctx context.Context, file string, stderr io.Writer) error {
 	defer scrape.Close()
 
 	d.book = control.NewBook(cfg.StateDir, d.log)
-	if d.node, err = startNode(cfg, inheritedTable(d.log), d.log); err != nil {
+	if d.node, err = startNode(cfg, inheritedTable(d.log), d.notice, d.log); err != nil {
 		return err
 	}
 	d.book.UseCookieKey(d.node.CookieKeyID())
@@ -198,8 +198,8 @@ func keepTable(n *forwarder.Node, log *slog.Logger) {
 	}
 }
 
-// startNode attaches to the interfaces. table is the inherited flow table, or 0.
-func startNode(cfg *config.Config, table int, log *slog.Logger) (*forwarder.Node, error) {
+// startNode attaches to the interfaces. table is the inherited flow table, or 0; notice is told of floods and overload.
+func startNode(cfg *config.Config, table int, notice func(forwarder.Notice), log *slog.Logger) (*forwarder.Node, error) {
 	seed := cfg.Group.Seed
 	if seed.IsZero() {
 		var err error
@@ -215,7 +215,7 @@ func startNode(cfg *config.Config, table int, log *slog.Logger) (*forwarder.Node
 		return nil, fmt.Errorf("state_dir: %w", err)
 	}
 	c := forwarder.NodeConfig{
-		Keys: keys, Flows: cfg.Flows, Workers: cfg.Workers, CPUs: cfg.CPUs, BusyPoll: cfg.BusyPoll, Log: log,
+		Keys: keys, Flows: cfg.Flows, Workers: cfg.Workers, CPUs: cfg.CPUs, BusyPoll: cfg.BusyPoll, Log: log, Notice: notice,
 		Limits:  cfg.Limits.PerSource.Table,
 		TableFD: table, DirectoryFile: filepath.Join(cfg.StateDir, "slots.json"),
 	}

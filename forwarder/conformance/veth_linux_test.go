@@ -122,16 +122,18 @@ func (f *file) neighbours() map[netip.Addr]net.HardwareAddr {
 // reportHealth says of every backend that is checked what the file says: that it is up or down.
 func (r *vethRig) reportHealth() error {
 	targets, err := r.client.Targets(context.Background(), "", 0, 0)
-	if err != nil || len(targets.Targets) == 0 {
+	if err != nil || len(targets.Services) == 0 {
 		return err
 	}
-	report := control.HealthReport{Boot: targets.Boot, Generation: targets.Generation, Source: "conformance", Sequence: 1}
-	for _, t := range targets.Targets {
-		h := control.Health{State: control.StateUp}
-		if r.file.down[t.Service+"/"+t.Backend] {
-			h.State = control.StateDown
+	report := control.HealthReport{Boot: targets.Boot, Generation: targets.Generation, Source: "conformance", Version: 1}
+	for _, s := range targets.Services {
+		for _, b := range s.Backends {
+			h := control.Health{State: control.StateUp}
+			if r.file.down[s.Name+"/"+b.Name] {
+				h.State = control.StateDown
+			}
+			report.Backends = append(report.Backends, control.BackendHealth{Service: s.Name, Backend: b.Name, Health: h})
 		}
-		report.Backends = append(report.Backends, control.BackendHealth{Service: t.Service, Backend: t.Backend, Health: h})
 	}
 	_, err = r.client.Report(context.Background(), report)
 	return err

@@ -55,7 +55,7 @@ func PacketTooBig(mem []byte, start int, m *Meta, mtu int) (newStart, newLen int
 	if m.Flags&V6 != 0 {
 		return icmpError(mem, start, m, icmp6TooBig, 0, uint32(max(mtu, minMTU6)))
 	}
-	return icmpError(mem, start, m, icmpUnreachable, codeFragmentation4, uint32(min(max(mtu, minMTU4), 0xffff)))
+	return icmpError(mem, start, m, ICMPUnreachable, codeFragmentation4, uint32(min(max(mtu, minMTU4), 0xffff)))
 }
 
 // TimeExceeded makes of a packet the ICMP error that its TTL or hop limit was used up. For the rest see PacketTooBig.
@@ -69,9 +69,9 @@ func TimeExceeded(mem []byte, start int, m *Meta) (newStart, newLen int) {
 // Unreachable makes of a packet the ICMP error that nobody listens on its port. For the rest see PacketTooBig.
 func Unreachable(mem []byte, start int, m *Meta) (newStart, newLen int) {
 	if m.Flags&V6 != 0 {
-		return icmpError(mem, start, m, icmp6Unreachable, codePort6, 0)
+		return icmpError(mem, start, m, ICMP6Unreachable, codePort6, 0)
 	}
-	return icmpError(mem, start, m, icmpUnreachable, codePort4, 0)
+	return icmpError(mem, start, m, ICMPUnreachable, codePort4, 0)
 }
 
 // icmpError puts an ICMP error before the packet that it is about, which stays where it is. word is the second one of the

@@ -7,14 +7,14 @@ import (
 
 // ICMP message types (IANA "ICMP Type Numbers", "ICMPv6 type numbers") that are acted upon.
 const (
-	icmpUnreachable   = 3 // fragmentation needed is among its codes
+	ICMPUnreachable   = 3 // fragmentation needed is among its codes
 	icmpEcho          = 8
 	icmpTimeExceeded  = 11
 	icmpParameter     = 12
-	icmp6Unreachable  = 1
+	ICMP6Unreachable  = 1
 	icmp6TooBig       = 2
 	icmp6TimeExceeded = 3
-	icmp6Parameter    = 4
+	ICMP6Parameter    = 4
 	icmp6Echo         = 128
 
 	icmpLen = 8 // of the header of all of these
@@ -33,7 +33,7 @@ func (m *Meta) parseICMP(t []byte, key *Key) {
 	case icmpEcho:
 		m.stop(None, Echo)
 		return
-	case icmpUnreachable, icmpTimeExceeded, icmpParameter:
+	case ICMPUnreachable, icmpTimeExceeded, icmpParameter:
 	default:
 		m.stop(ICMP, 0)
 		return
@@ -70,7 +70,7 @@ func (m *Meta) parseICMP6(t []byte, key *Key) {
 	case icmp6Echo:
 		m.stop(None, V6|Echo)
 		return
-	case icmp6Unreachable, icmp6TooBig, icmp6TimeExceeded, icmp6Parameter:
+	case ICMP6Unreachable, icmp6TooBig, icmp6TimeExceeded, ICMP6Parameter:
 	default:
 		m.stop(ICMP, V6)
 		return

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/sluice-lb/sluice/internal/seed"
@@ -46,8 +45,8 @@ func (v value) config() *Config {
 	c.SYNDefence = p.synDefence
 	agentPort, _ := top.field("agent_port").integer(0, 65535)
 	c.AgentPort, p.agentPort = uint16(agentPort), uint16(agentPort)
-	c.Health.ExecDirectory, _ = top.section("health").field("exec_directory").absolutePath()
-	p.execDirectory = strings.TrimSuffix(c.Health.ExecDirectory, "/")
+	p.programs = top.section("health").programs()
+	c.Health.ExecDirectory = p.programs.directory
 	limits := top.section("limits")
 	c.Limits = limits.limits(p)
 	c.Services = top.field("services").services(p)
@@ -186,10 +185,9 @@ type places struct {
 	services   []placed
 	synDefence SYNDefence // of services that say nothing else
 	agentPort  uint16
-	// execDirectory is Config.Health.ExecDirectory.
-	execDirectory string
-	perSource     limited // of Config.Limits
-	node          limited
+	programs   programs // of exec checks
+	perSource  limited  // of Config.Limits
+	node       limited
 }
 
 // placed is a service and where its parts stand.
@@ -215,7 +213,7 @@ func (v value) services(p *places) (out []Service) {
 		if !ok {
 			continue
 		}
-		s := m.service(seen, p.execDirectory)
+		s := m.service(seen, p.programs)
 		m.guard(&s, p.synDefence, p.agentPort)
 		slots += len(s.Backends)
 		p.services = append(p.services, s)
@@ -227,7 +225,7 @@ func (v value) services(p *places) (out []Service) {
 	return out
 }
 
-func (m mapping) service(seen names, execDirectory string) (s placed) {
+func (m mapping) service(seen names, allowed programs) (s placed) {
 	name := m.field("name")
 	s.Name, _ = name.name()
 	seen.once(name, s.Name, "name")
@@ -242,7 +240,7 @@ func (m mapping) service(seen names, execDirectory string) (s placed) {
 	s.OnNoBackend, _ = enum(m.field("on_no_backend"), NoBackendDrop, NoBackendReject)
 	m.flows(&s)
 	m.backends(&s)
-	m.health(&s.Service, execDirectory)
+	m.health(&s.Service, allowed)
 	return s
 }
 

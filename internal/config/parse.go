@@ -172,13 +172,18 @@ func (v value) warn(text string) {
 
 // expected is what the schema wants here, in words.
 func (v value) expected() string {
+	return kinds[v.kind()]
+}
+
+// kind is the type that the schema wants here.
+func (v value) kind() string {
 	if f := fields[v.schema]; f != nil {
-		return kinds[f.kind]
+		return f.kind
 	}
 	if f := fields[strings.TrimSuffix(v.schema, "[]")]; f != nil && elements[f.kind] != "" {
-		return kinds[elements[f.kind]]
+		return elements[f.kind]
 	}
-	return kinds["mapping"] // the top, and the elements of other lists
+	return "mapping" // the top, and the elements of other lists
 }
 
 // describe says what v holds, on one line of bounded length.

@@ -56,6 +56,8 @@ func TestDefaults(t *testing.T) {
 			OnNoBackend: NoBackendDrop, Scheduler: SchedulerMaglev, TableSize: 65537, OnDown: DownKeep, FlowTable: true,
 			Lifetimes:  Lifetimes{New: 2 * time.Hour, Established: 2 * time.Hour, Closing: 30 * time.Second},
 			SYNDefence: SYNOff, AgentPort: 9546,
+			Passive: Passive{Mode: PassiveEject, Ejection: Duration(10 * time.Second), Longest: Duration(5 * time.Minute), MaxShare: 25},
+			Quorum:  1,
 			Backends: []Backend{
 				{Name: "a", Address: netip.MustParseAddr("10.0.0.1"), Weight: 100},
 				{Name: "b", Address: netip.MustParseAddr("10.0.0.2"), Weight: 100},
@@ -83,26 +85,6 @@ func TestHostNameIsTheDefaultNode(t *testing.T) {
 	}
 	if c.Node != host {
 		t.Errorf("node is %q, want the host name %q", c.Node, host)
-	}
-}
-
-func TestCheckDefaults(t *testing.T) {
-	for _, row := range []struct {
-		check string
-		want  Check
-	}{
-		{"{type: tcp}", Check{CheckTCP, 80, "", 2 * time.Second, time.Second, 2, 3}},
-		{"{type: http, port: 8080}", Check{CheckHTTP, 8080, "/", 2 * time.Second, time.Second, 2, 3}},
-		{"{type: http, path: '/x?y=1', interval: 500ms, timeout: 100ms, rise: 1, fall: 1}", Check{CheckHTTP, 80, "/x?y=1", 500 * time.Millisecond, 100 * time.Millisecond, 1, 1}},
-	} {
-		c, _, err := Parse("f", []byte(valid+"    check: "+row.check+"\n"))
-		if err != nil {
-			t.Errorf("%s: %v", row.check, err)
-			continue
-		}
-		if *c.Services[0].Check != row.want {
-			t.Errorf("%s: got %+v, want %+v", row.check, *c.Services[0].Check, row.want)
-		}
 	}
 }
 
@@ -267,10 +249,10 @@ func TestExample(t *testing.T) {
 	if err != nil || len(warnings) != 0 {
 		t.Fatal(err, warnings)
 	}
-	if len(c.Services) != 5 || c.Group.Seed.IsZero() || c.Group.Peers != 2 {
+	if len(c.Services) != 7 || c.Group.Seed.IsZero() || c.Group.Peers != 2 {
 		t.Errorf("got %+v", c)
 	}
-	if got := fmt.Sprint(c.VIPs()); got != "[192.0.2.10 192.0.2.21 192.0.2.53 192.0.2.80 2001:db8::10]" {
+	if got := fmt.Sprint(c.VIPs()); got != "[192.0.2.10 192.0.2.21 192.0.2.53 192.0.2.80 192.0.2.90 192.0.2.91 2001:db8::10]" {
 		t.Errorf("VIPs %s", got)
 	}
 	// Complete: it shows every field, commented out where the default is better.
@@ -305,6 +287,9 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(udp(with("flow_table: off\n    lifetimes: {new: 1m, established: 5s, closing: 2h}"))))
 	f.Add([]byte("limits: {deny: [10.0.0.0/8, '::/0', 192.0.2.1], allow_files: [/b, /a], per_source: {packets: 50k/s, burst: 100ms}, node: {syns: 7/s, action: observe}}\n" +
 		"syn_defence: auto\n" + with("syn_defence: challenge\n    limits: {allow: ['2001:db8::/32'], total: {flows: 1M/s}}")))
+	f.Add([]byte(checking(`{type: https, via: tunnel, host: "a:443", expect: {status: [200, 300-302], headers: [A, "B: c"], body: 0x00, body_regexp: "a|b"}, tls: {verify: off}}`)))
+	f.Add([]byte(checking("{type: exec, command: [/checks/a, -x], memory: 1M}\n    readiness: {type: dns, port: 53, query: {name: ., type: NS}}\n    passive: {mode: off}\n    quorum: 2")))
+	f.Add([]byte(checking("{type: agent, port: 1, send: \"a\\r\\n\"}\n    readiness: {type: grpc, grpc_service: a.B, tls: {cert_file: /c, key_file: /k}}\n    panic_threshold: 50")))
 	f.Add([]byte("a: [\x00"))
 	f.Add([]byte("? {a: b}\n: !!binary x\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -7,7 +7,7 @@ import (
 )
 
 func TestRefusals(t *testing.T) {
-	for _, row := range slices.Concat(refusals, forwardingRefusals, flowRefusals, limitRefusals) {
+	for _, row := range slices.Concat(refusals, forwardingRefusals, flowRefusals, limitRefusals, healthRefusals) {
 		t.Run(row.name, func(t *testing.T) {
 			data := strings.Replace(valid, row.old, row.new, 1) // an empty old puts new in front
 			if data == valid && row.old != valid {
@@ -72,10 +72,10 @@ var refusals = []refusal{
 		"f:2:5: interfaces[0]: found \"eth0\", expected a mapping",
 	}},
 	{"unknown field at the top", "", "nodes: lb1\n", []string{
-		"f:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, metrics, drain_time, log (did you mean node?)",
+		"f:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, health, metrics, drain_time, log (did you mean node?)",
 	}},
 	{"unknown field, nothing near", "", "zebra: 1\n", []string{
-		"f:1:1: found unknown field \"zebra\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, metrics, drain_time, log",
+		"f:1:1: found unknown field \"zebra\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, health, metrics, drain_time, log",
 	}},
 	{"unknown field in a backend", "        address: 10.0.0.2\n", "        adress: 10.0.0.2\n", []string{
 		"f:12:9: services[0].backends[1]: found no address, expected an IPv4 or IPv6 address",
@@ -120,9 +120,6 @@ var refusals = []refusal{
 	}},
 	{"forward", "forward: ipip", "forward: dnat", []string{
 		"f:8:14: services[0].forward: found \"dnat\", expected l2, ipip, gue or nat (did you mean nat?)",
-	}},
-	{"https check", "    forward: ipip\n", "    forward: ipip\n    check: {type: https}\n", []string{
-		"f:9:19: services[0].check.type: found \"https\", expected tcp or http (this version does not have https)",
 	}},
 	{"a name that is a number", "name: web", "name: 80", []string{
 		"f:4:11: services[0].name: found 80, expected a name of 1 to 63 letters, digits, dots, dashes and underscores (put it in quotes if it is meant as text)",
@@ -332,7 +329,7 @@ var refusals = []refusal{
 	{"several at once", "    protocol: tcp\n    ports: 80\n", "    protocol: tpc\n    ports: 800000\n    color: red\n", []string{
 		"f:6:15: services[0].protocol: found \"tpc\", expected tcp or udp (did you mean tcp?)",
 		"f:7:12: services[0].ports: found 800000, expected a port from 1 to 65535, a range such as 8000-8999, a list of both, or any",
-		"f:8:5: services[0]: found unknown field \"color\", expected one of name, vip, protocol, ports, forward, clamp_mss, on_no_backend, scheduler, source_prefix, table_size, slow_start, on_down, flow_table, lifetimes, limits, syn_defence, check, backends",
+		"f:8:5: services[0]: found unknown field \"color\", expected one of name, vip, protocol, ports, forward, clamp_mss, on_no_backend, scheduler, source_prefix, table_size, slow_start, on_down, flow_table, lifetimes, limits, syn_defence, check, readiness, passive, panic_threshold, quorum, backends",
 	}},
 	{"no backends", "    backends:\n      - name: a\n        address: 10.0.0.1\n      - name: b\n        address: 10.0.0.2\n", "", []string{
 		"f:4:5: services[0]: found no backends, expected a list",
@@ -372,39 +369,5 @@ var refusals = []refusal{
 	}},
 	{"backend is another's VIP", "        address: 10.0.0.2\n", "        address: 10.0.0.2\n" + strings.NewReplacer("192.0.2.10", "192.0.2.11", "10.0.0.1}", "192.0.2.10}").Replace(second), []string{
 		"f:19:35: services[1].backends[0].address: found 192.0.2.10, the VIP of line 5, expected the backend's own address (packets to a VIP would come back to the balancer)",
-	}},
-	{"check without type", "    forward: ipip\n", "    forward: ipip\n    check: {port: 80}\n", []string{
-		"f:9:12: services[0].check: found no type, expected tcp or http",
-	}},
-	{"check without port", "    ports: 80\n    forward: ipip\n", "    ports: [80, 443]\n    forward: ipip\n    check: {type: tcp}\n", []string{
-		"f:9:12: services[0].check: found no port, expected a port from 1 to 65535 (only a TCP service whose backends receive on a single port lends it to its check)",
-	}},
-	{"check of a UDP service without port", "    protocol: tcp\n    ports: 80\n", "    protocol: udp\n    ports: 80\n    check: {type: tcp}\n", []string{
-		"f:8:12: services[0].check: found no port, expected a port from 1 to 65535 (only a TCP service whose backends receive on a single port lends it to its check)",
-	}},
-	{"check port zero", "    forward: ipip\n", "    forward: ipip\n    check: {type: tcp, port: 0}\n", []string{
-		"f:9:30: services[0].check.port: found 0, expected a number from 1 to 65535",
-	}},
-	{"tcp check with path", "    forward: ipip\n", "    forward: ipip\n    check: {type: tcp, path: /}\n", []string{
-		"f:9:30: services[0].check.path: found a path, expected none (a tcp check asks for nothing; type: http does)",
-	}},
-	{"check path relative", "    forward: ipip\n", "    forward: ipip\n    check: {type: http, path: healthz}\n", []string{
-		"f:9:31: services[0].check.path: found \"healthz\", expected a path that begins with a slash",
-	}},
-	{"check path a URL", "    forward: ipip\n", "    forward: ipip\n    check: {type: http, path: 'http://a/'}\n", []string{
-		"f:9:31: services[0].check.path: found \"http://a/\", expected a path that begins with a slash",
-	}},
-	{"check timeout too long", "    forward: ipip\n", "    forward: ipip\n    check: {type: tcp, interval: 1s}\n", []string{
-		"f:9:12: services[0].check.timeout: found a timeout of 1s for an interval of 1s, expected a timeout shorter than the interval",
-	}},
-	{"check interval too short", "    forward: ipip\n", "    forward: ipip\n    check: {type: tcp, interval: 10ms}\n", []string{
-		"f:9:34: services[0].check.interval: found \"10ms\", expected a duration from 100ms to 1h",
-	}},
-	{"check rise zero", "    forward: ipip\n", "    forward: ipip\n    check: {type: tcp, rise: 0, fall: 101}\n", []string{
-		"f:9:30: services[0].check.rise: found 0, expected a number from 1 to 100",
-		"f:9:39: services[0].check.fall: found 101, expected a number from 1 to 100",
-	}},
-	{"check a word", "    forward: ipip\n", "    forward: ipip\n    check: tcp\n", []string{
-		"f:9:12: services[0].check: found \"tcp\", expected a mapping",
 	}},
 }

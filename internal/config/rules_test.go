@@ -60,7 +60,7 @@ var forwardingRefusals = []refusal{
 		"f:13:15: services[0].backends[1].port: found a port for a service with the ports any, expected none, or a service with a single port (a reply from port 8080 could belong to any of them)",
 	}},
 	{"backends on several ports without a check port", valid, strings.NewReplacer("- name: b\n", "- name: b\n        port: 8080\n", "forward: nat\n", "forward: nat\n    check: {type: tcp}\n").Replace(nat), []string{
-		"f:9:12: services[0].check: found no port, expected a port from 1 to 65535 (only a TCP service whose backends receive on a single port lends it to its check)",
+		"f:9:12: services[0].check: found no port, expected a port from 1 to 65535 (only a service of the check's protocol whose backends receive on a single port lends it to its check)",
 	}},
 	{"ambiguous: two VIPs", valid, and(nat, "192.0.2.10", "192.0.2.11", "ports: 81", "ports: 80", "ipip", "nat"), []string{
 		"f:19:35: services[1].backends[0].address: found 10.0.0.1 tcp port 80, where the backend on line 11 receives too, expected another address or port (with forward: nat, a reply from 10.0.0.1 port 80 could belong to either)",

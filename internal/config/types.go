@@ -22,7 +22,7 @@ func (v value) text() (s string, ok bool) {
 	}
 	if v.node.Kind != yaml.ScalarNode || v.node.ShortTag() != "!!str" {
 		hint := ""
-		if f := fields[v.schema]; f != nil && (f.kind == "name" || f.kind == "interface") && namePattern.MatchString(v.node.Value) {
+		if textKinds[v.kind()] && v.node.Kind == yaml.ScalarNode && v.node.Value != "" {
 			hint = "put it in quotes if it is meant as text"
 		}
 		v.refuse(hint)
@@ -30,6 +30,9 @@ func (v value) text() (s string, ok bool) {
 	}
 	return v.node.Value, true
 }
+
+// textKinds are the types in which a number can be meant as text.
+var textKinds = map[string]bool{"name": true, "interface": true, "hostport": true, "bytes": true, "regexp": true, "line": true, "expheader": true, "word": true}
 
 var namePattern = regexp.MustCompile(`^[A-Za-z0-9._-]{1,63}$`)
 

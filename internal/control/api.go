@@ -19,6 +19,8 @@ type Status struct {
 	Config   ConfigStatus `json:"config"`
 	Traffic  Traffic      `json:"traffic"`
 	Health   HealthStatus `json:"health"`
+	// Events are counts since the start, by their kind.
+	Events map[string]uint64 `json:"events"`
 }
 
 // ConfigStatus is the configuration in force.
@@ -57,11 +59,25 @@ type Service struct {
 	Dropped  Dropped   `json:"dropped"`
 	Backends []Backend `json:"backends"`
 	Checked  bool      `json:"checked"` // it has a check, so health decides which backends take traffic
-	// Health is ignored for it at the moment, since it would leave no backend.
+	// Wanted is how many backends file and operator want to take new flows; of these, Quorum.Have are alive.
+	Wanted  int    `json:"wanted"`
+	Ejected int    `json:"ejected"` // backends that get no new flows for a while, for their traffic
+	Quorum  Quorum `json:"quorum"`
+	// Health is ignored for it at the moment, since it would leave no backend, or fewer than the panic threshold says.
 	FailOpen bool `json:"fail_open"`
+	// None of the backends that are alive is ready, or all of them are ejected: that is ignored.
+	ReadinessIgnored bool `json:"readiness_ignored"`
+	EjectionsIgnored bool `json:"ejections_ignored"`
 	// Cookies says of a service with syn_defence auto or cookie whether all backends that take new flows accept SYN cookies:
 	// CookiesReady, or why not.
 	Cookies string `json:"cookies,omitempty"`
+}
+
+// Quorum is how many backends of a service are alive, of those that are wanted, and how many have to be.
+type Quorum struct {
+	Need int  `json:"need"`
+	Have int  `json:"have"`
+	Met  bool `json:"met"`
 }
 
 // Backend is one backend's traffic, and the three facts about it: what the file wants, what an operator set by hand, and
@@ -69,15 +85,33 @@ type Service struct {
 type Backend struct {
 	forwarder.BackendStats
 	Weight int         `json:"weight"`         // 0: it takes no new flows
-	Hand   *HandStatus `json:"hand,omitempty"` // nil when it is not drained by hand
+	Hand   *HandStatus `json:"hand,omitempty"` // nil when nothing is set by hand
 	Health Health      `json:"health"`
+	Phase  Phase       `json:"phase"` // the one word for how it stands; empty when it is leaving
+	// Switches is how often health has taken it into rotation or out of it since the start.
+	Switches uint64       `json:"switches"`
+	Probes   []ProbeStats `json:"probes,omitempty"` // of its check and of its readiness check
 }
 
-// HandStatus is a drain that an operator has set by hand.
+// HandStatus is what an operator has set by hand: a drain, maintenance, or both.
 type HandStatus struct {
-	Since time.Time `json:"since"`
-	Until time.Time `json:"until,omitzero"` // when the flows that are left are ended; left out when never
-	Cut   bool      `json:"cut"`            // that time is over
+	Since       time.Time `json:"since,omitzero"`       // of the drain; left out when it is not drained
+	Until       time.Time `json:"until,omitzero"`       // when the flows that are left are ended; left out when never
+	Cut         bool      `json:"cut"`                  // that time is over
+	Maintenance time.Time `json:"maintenance,omitzero"` // since when it is in maintenance; left out when it is not
+}
+
+// Drained reports whether a drain is set.
+func (h *HandStatus) Drained() bool { return h != nil && !h.Since.IsZero() }
+
+// InMaintenance reports whether maintenance is set.
+func (h *HandStatus) InMaintenance() bool { return h != nil && !h.Maintenance.IsZero() }
+
+// MaintenanceRequest is the body of POST /v1/maintenance; the answer is a DrainResult.
+type MaintenanceRequest struct {
+	Service string `json:"service"`
+	Backend string `json:"backend"`
+	On      bool   `json:"on"`
 }
 
 // DrainRequest is the body of POST /v1/drain, and without Timeout that of POST /v1/undrain.
@@ -88,7 +122,7 @@ type DrainRequest struct {
 	Timeout string `json:"timeout,omitempty"`
 }
 
-// DrainResult is the answer to POST /v1/drain and POST /v1/undrain: how the backend stands now.
+// DrainResult is the answer to POST /v1/drain, POST /v1/undrain and POST /v1/maintenance: how the backend stands now.
 type DrainResult struct {
 	Service string  `json:"service"`
 	Backend Backend `json:"backend"`

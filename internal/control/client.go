@@ -11,7 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,6 +38,7 @@ const (
 type Client struct {
 	socket string
 	http   http.Client
+	source atomic.Value // string: of the last report, if there was one
 }
 
 // NewClient returns a client of the daemon whose socket is at path. It connects at the first call.
@@ -46,7 +47,7 @@ func NewClient(path string) *Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", path)
 		},
-		MaxIdleConnsPerHost: 2, // one waits for targets, one reports
+		MaxIdleConnsPerHost: 3, // one waits for targets, one reports, one follows signals
 		IdleConnTimeout:     idleTimeout / 2,
 	}
 	return &Client{socket: path, http: http.Client{Transport: transport}}
@@ -70,40 +71,12 @@ func (c *Client) Reload(ctx context.Context) (r ReloadResult, err error) {
 	return r, c.call(ctx, http.MethodPost, "/v1/reload", nil, &r, reloadTimeout)
 }
 
-// Targets returns what is to be probed. If boot and generation name what the caller has, the daemon answers when there
-// is something newer, or after wait (at most a minute) with the same.
-func (c *Client) Targets(ctx context.Context, boot string, generation uint64, wait time.Duration) (t Targets, err error) {
-	query := url.Values{"boot": {boot}, "generation": {strconv.FormatUint(generation, 10)}, "wait": {wait.String()}}
-	return t, c.call(ctx, http.MethodGet, "/v1/health/targets?"+query.Encode(), nil, &t, wait+answerTimeout)
-}
-
-// Report tells the daemon what is known about health. ErrBoot means that it has started again since the targets that
-// the report answers.
-func (c *Client) Report(ctx context.Context, r HealthReport) (a HealthAnswer, err error) {
-	return a, c.call(ctx, http.MethodPut, "/v1/health", &r, &a, answerTimeout)
-}
-
 func (c *Client) call(ctx context.Context, method, path string, in, out any, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var body io.Reader
-	if in != nil {
-		data, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("%s %s: %w", method, path, err)
-		}
-		body = bytes.NewReader(data)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://sluice"+path, body)
+	resp, err := c.send(ctx, method, path, in)
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", method, path, err)
-	}
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return c.explain(err)
+		return err
 	}
 	defer resp.Body.Close()
 	answer := io.LimitReader(resp.Body, maxAnswer)
@@ -118,6 +91,30 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any, tim
 	return nil
 }
 
+// send asks, and returns an answer whose body the caller closes.
+func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+	var body io.Reader
+	if in != nil {
+		data, err := json.Marshal(in)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: %w", method, path, err)
+		}
+		body = bytes.NewReader(data)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://sluice"+path, body)
+	if err != nil {
+		return nil, fmt.Errorf("%s %s: %w", method, path, err)
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	return resp, nil
+}
+
 // failure returns the error that the daemon meant.
 func failure(resp *http.Response, answer io.Reader) error {
 	var body ErrorBody
@@ -125,7 +122,9 @@ func failure(resp *http.Response, answer io.Reader) error {
 		body.Error = resp.Status
 	}
 	switch {
-	case resp.StatusCode == http.StatusConflict:
+	case resp.StatusCode == http.StatusConflict && body.Error == ErrResync.Error():
+		return ErrResync
+	case resp.StatusCode == http.StatusConflict: // also in other words: after ErrBoot, too, everything is sent
 		return ErrBoot
 	case resp.StatusCode == http.StatusUnprocessableEntity && len(body.Details) > 0:
 		return &config.Error{Problems: body.Details}

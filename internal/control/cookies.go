@@ -157,13 +157,15 @@ func AskAgents(ctx context.Context, cfg *config.Config) (problems []string) {
 	return problems
 }
 
-// cookieState is what the agents that are known make of a service. admits is what its backends take, by name.
-func cookieState(s *config.Service, key string, known map[string]AgentReport, admits map[BackendKey]maglev.Admit) (state CookieState) {
-	if s.AgentPort == 0 {
-		state.Problem = "agents are not asked: agent_port is 0"
-		return state
-	}
-	open := false
+// agentView is what the agent of a backend means to its service.
+type agentView struct {
+	problem string              // why it cannot make connections of cookies; empty: it can
+	cookies *capability.Cookies // nil if it cannot
+}
+
+// viewsOf returns what the agents that are known mean to the backends of a service, in their order.
+func viewsOf(s *config.Service, key string, known map[string]AgentReport) []agentView {
+	views := make([]agentView, len(s.Backends))
 	for i := range s.Backends {
 		b := &s.Backends[i]
 		r, asked := known[agentAddress(s, b)]
@@ -171,16 +173,34 @@ func cookieState(s *config.Service, key string, known map[string]AgentReport, ad
 		if asked {
 			err = CookieProblem(s, b, key, &r)
 		}
-		if c := r.Answer.Cookies; err == nil {
+		if err != nil {
+			views[i].problem = printable(err.Error())
+		} else {
+			views[i].cookies = r.Answer.Cookies
+		}
+	}
+	return views
+}
+
+// cookieState is what the agents make of a service. admits is what its backends take, in their order, like views.
+func cookieState(s *config.Service, views []agentView, admits []maglev.Admit) (state CookieState) {
+	if s.AgentPort == 0 {
+		state.Problem = "agents are not asked: agent_port is 0"
+		return state
+	}
+	open := false
+	for i := range views {
+		v := &views[i]
+		if c := v.cookies; c != nil {
 			state.Offer.NoWindowScale = state.Offer.NoWindowScale || !c.WindowScale
 			state.Offer.NoSACK = state.Offer.NoSACK || !c.SACK
 			state.Offer.NoTimestamps = state.Offer.NoTimestamps || !c.Timestamps
 			state.Offer.NoECN = state.Offer.NoECN || !c.ECN
 		}
-		if a := admits[BackendKey{s.Name, b.Name}]; a.State() == maglev.Up && a.Fraction() > 0 {
+		if admits[i].State() == maglev.Up && admits[i].Fraction() > 0 {
 			open = true
-			if err != nil && state.Problem == "" {
-				state.Problem = fmt.Sprintf("backend %s: %s", b.Name, printable(err.Error()))
+			if v.problem != "" && state.Problem == "" {
+				state.Problem = fmt.Sprintf("backend %s: %s", s.Backends[i].Name, v.problem)
 			}
 		}
 	}
@@ -194,48 +214,57 @@ func cookieState(s *config.Service, key string, known map[string]AgentReport, ad
 // UseCookieKey says what names the secret of the node's SYN cookies (guard.CookieKeyID). Before anything else is asked of b.
 func (b *Book) UseCookieKey(key string) { b.cookieKey = key }
 
-// Cookies returns what is known of the agents, by service, of those that have a defence with cookies. What has changed since it
-// was asked last is logged.
-func (b *Book) Cookies() map[string]CookieState {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := map[string]CookieState{}
-	admits := b.ledger.admits(time.Now())
+// offer returns what the SYN cookies of a service may offer, if that is not what it was. A change is logged. The lock is held.
+func (b *Book) offer(known *ledgerService) (state CookieState, changed bool) {
+	views, may := b.views[known.name]
+	if !may || !known.offers {
+		return state, false
+	}
+	s := &b.services[slices.IndexFunc(b.services, func(s config.Service) bool { return s.Name == known.name })]
+	state = cookieState(s, views, known.admits)
+	before, old := b.cookies[s.Name]
+	b.cookies[s.Name] = state
+	switch {
+	case old && before == state:
+	case state.Problem == "":
+		b.log.Info("SYN cookies can be used", "service", s.Name, "window_scale", !state.Offer.NoWindowScale, "sack", !state.Offer.NoSACK,
+			"timestamps", !state.Offer.NoTimestamps, "ecn", !state.Offer.NoECN)
+	case before.Problem == state.Problem:
+	case s.SYNDefence == config.SYNCookie:
+		b.log.Warn("SYN cookies are used, and connections to a backend without them are reset", "service", s.Name, "problem", state.Problem)
+	default:
+		b.log.Info("without SYN cookies, SYNs of a flood would be challenged", "service", s.Name, "why_not_cookies", state.Problem)
+	}
+	return state, true
+}
+
+// viewAgents finds out anew what agents mean to all services, and has Changed tell what comes of it. The lock is held.
+func (b *Book) viewAgents() {
+	b.views = map[string][]agentView{}
 	for i := range b.services {
 		s := &b.services[i]
-		if !mayUseCookies(s) {
-			continue
-		}
-		state := cookieState(s, b.cookieKey, b.agents, admits)
-		now[s.Name] = state
-		before, old := b.cookies[s.Name]
-		switch {
-		case old && before == state:
-		case state.Problem == "":
-			b.log.Info("SYN cookies can be used", "service", s.Name, "window_scale", !state.Offer.NoWindowScale, "sack", !state.Offer.NoSACK,
-				"timestamps", !state.Offer.NoTimestamps, "ecn", !state.Offer.NoECN)
-		case before.Problem == state.Problem:
-		case s.SYNDefence == config.SYNCookie:
-			b.log.Warn("SYN cookies are used, and connections to a backend without them are reset", "service", s.Name, "problem", state.Problem)
-		default:
-			b.log.Info("without SYN cookies, SYNs of a flood would be challenged", "service", s.Name, "why_not_cookies", state.Problem)
+		if mayUseCookies(s) {
+			b.views[s.Name] = viewsOf(s, b.cookieKey, b.agents)
+			b.ledger.tellOfOffer(b.ledger.byName[s.Name])
 		}
 	}
-	b.cookies = now
-	return now
+	maps.DeleteFunc(b.cookies, func(service string, _ CookieState) bool { return b.views[service] == nil })
 }
 
 // learn takes what agents said. Of those that are left out, as by a health daemon that has just started, what they said last holds.
 // The lock is held.
 func (b *Book) learn(reports []AgentReport) {
+	news := false
 	for _, r := range reports {
 		if !b.asks(r.Agent) {
 			continue
 		}
-		if before, known := b.agents[r.Agent]; !known || !before.same(r) {
-			b.notice()
-		}
+		before, known := b.agents[r.Agent]
+		news = news || !known || !before.Same(r)
 		b.agents[r.Agent] = r
+	}
+	if news {
+		b.viewAgents()
 	}
 }
 
@@ -250,8 +279,8 @@ func (b *Book) asks(agent string) bool {
 	return found
 }
 
-// same says whether two reports lead to the same offers.
-func (r AgentReport) same(o AgentReport) bool {
+// Same says whether two reports lead to the same offers.
+func (r AgentReport) Same(o AgentReport) bool {
 	far := func(r *AgentReport) bool { return (time.Duration(r.SkewMS) * time.Millisecond).Abs() > maxSkew }
 	a, b := r.Answer.Cookies, o.Answer.Cookies
 	if r.Error != o.Error || (a == nil) != (b == nil) || far(&r) != far(&o) || !slices.Equal(r.Answer.VIPs, o.Answer.VIPs) {

@@ -91,15 +91,21 @@ func TestCookieState(t *testing.T) {
 		for _, r := range c.known {
 			known[r.Agent] = r
 		}
-		got := cookieState(&s, testKey, known, map[BackendKey]maglev.Admit{{"web", "a"}: c.a, {"web", "b"}: c.b})
+		got := cookieState(&s, viewsOf(&s, testKey, known), []maglev.Admit{c.a, c.b})
 		if got.Offer != c.offer || !strings.HasPrefix(got.Problem, c.problem) || c.problem == "" && got.Problem != "" {
 			t.Errorf("%s: %+v", c.name, got)
 		}
 	}
 	s.AgentPort = 0
-	if got := cookieState(&s, testKey, nil, nil); got.Offer.Ready || !strings.Contains(got.Problem, "agent_port") {
+	if got := cookieState(&s, nil, nil); got.Offer.Ready || !strings.Contains(got.Problem, "agent_port") {
 		t.Errorf("without a port: %+v", got)
 	}
+}
+
+// cookiesOf is what the services of b offer, after all changes.
+func cookiesOf(b *Book) map[string]CookieState {
+	b.Changed()
+	return b.cookies
 }
 
 // The book lists whom to ask, gives notice when an answer changes what can be offered, and only then, and says it in the log once.
@@ -114,18 +120,18 @@ func TestBookLearnsOfAgents(t *testing.T) {
 		t.Fatalf("agents to ask: %v", got.Agents)
 	}
 	noticed(b.Admitted())
-	if c := b.Cookies(); len(c) != 1 || c["web"].Offer.Ready || c["web"].Problem == "" {
+	if c := cookiesOf(b); len(c) != 1 || c["web"].Offer.Ready || c["web"].Problem == "" {
 		t.Errorf("before any report: %+v", c)
 	}
 	tell := func(sequence uint64, agents ...AgentReport) bool {
 		t.Helper()
-		if _, err := b.Report(HealthReport{Boot: b.boot, Source: "test", Sequence: sequence, Agents: agents}); err != nil {
+		if _, err := b.Report(HealthReport{Boot: b.boot, Source: "test", Version: sequence, Agents: agents}); err != nil {
 			t.Fatal(err)
 		}
 		return noticed(b.Admitted())
 	}
-	if !tell(1, agentOf(1), agentOf(2)) || !b.Cookies()["web"].Offer.Ready {
-		t.Errorf("with both agents: %+v", b.Cookies())
+	if !tell(1, agentOf(1), agentOf(2)) || !cookiesOf(b)["web"].Offer.Ready {
+		t.Errorf("with both agents: %+v", cookiesOf(b))
 	}
 	later := agentOf(2)
 	later.Answer.TimeMS, later.SkewMS = time.Now().UnixMilli(), 30
@@ -133,28 +139,28 @@ func TestBookLearnsOfAgents(t *testing.T) {
 		t.Error("a notice, and nothing has changed but the time")
 	}
 	later.SkewMS = 60_000
-	if !tell(3, agentOf(1), later) || b.Cookies()["web"].Offer.Ready {
-		t.Errorf("with a clock that is wrong: %+v", b.Cookies())
+	if !tell(3, agentOf(1), later) || cookiesOf(b)["web"].Offer.Ready {
+		t.Errorf("with a clock that is wrong: %+v", cookiesOf(b))
 	}
-	b.Cookies()
+	cookiesOf(b)
 	if got := lines.String(); strings.Count(got, "SYN cookies can be used") != 1 || strings.Count(got, "connections to a backend without them are reset") != 2 ||
 		!strings.Contains(got, "backend b: its clock is 1m0s ahead") {
 		t.Errorf("log:\n%s", got)
 	}
 	// A health daemon that has just started has not asked anybody yet.
-	if before := b.Cookies()["web"]; tell(4) || b.Cookies()["web"] != before {
-		t.Errorf("after a report without agents: %+v", b.Cookies())
+	if before := cookiesOf(b)["web"]; tell(4) || cookiesOf(b)["web"] != before {
+		t.Errorf("after a report without agents: %+v", cookiesOf(b))
 	}
 	if tell(5, AgentReport{Agent: "10.0.0.77:9546", Error: "nothing listens"}) {
 		t.Error("a notice about an agent that nobody asked for")
 	}
 	commit(b, cookieService(config.SYNCookie, "a"), other) // and b's is forgotten
 	commit(b, cookieService(config.SYNCookie, "a", "b"), other)
-	if got := b.Cookies()["web"].Problem; !strings.HasPrefix(got, "backend b: its agent was not asked yet") {
+	if got := cookiesOf(b)["web"].Problem; !strings.HasPrefix(got, "backend b: its agent was not asked yet") {
 		t.Errorf("a backend that has come back: %q", got)
 	}
 	tell(6, agentOf(1), later)
-	b.Cookies()
+	cookiesOf(b)
 	st := Status{Traffic: Traffic{Services: []Service{{ServiceStats: forwarder.ServiceStats{Name: "web"}}, {ServiceStats: forwarder.ServiceStats{Name: "other"}}}}}
 	b.Fill(&st)
 	if st.Traffic.Services[1].Cookies != "" || !strings.Contains(st.Traffic.Services[0].Cookies, "its clock is") {

@@ -1,7 +1,7 @@
 // Package control is the daemon's local API: HTTP with JSON under /v1 on a unix socket, its server and its client, and
 // the book of what is known about backends: what the file wants, what an operator set by hand, what health says.
 //
-// api.go and api_flows.go have the types that go over the wire; docs/openapi.yaml describes them, and a test compares the
+// api.go, api_flows.go, api_health.go and api_events.go have the types that go over the wire; docs/openapi.yaml describes them, and a test compares the
 // two. server.go and serve_flows.go serve whatever implements Daemon; client.go and client_flows.go are what the command
 // line and healthd use.
 //

@@ -384,15 +384,15 @@ func TestBookInManyHands(t *testing.T) {
 	all.Go(func() {
 		for i := range 100 {
 			report(t, b, uint64(i+1), says("a", []State{StateUp, StateDown}[i%2]), says("b", StateUp))
-			b.Admissions()
+			b.Changed()
 			b.Fill(&Status{})
 		}
 	})
 	all.Go(func() {
 		for range 30 {
-			b.Prepare([]config.Service{web}).Commit()
+			b.Prepare(&config.Config{Services: []config.Service{web}}).Commit()
 			b.mu.Lock()
-			b.ledger.cut(time.Now())
+			b.pass(time.Now())
 			b.mu.Unlock()
 		}
 	})
@@ -403,7 +403,7 @@ func TestBookInManyHands(t *testing.T) {
 	commit(next, web)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	was, is := b.ledger.drains(), next.ledger.drains()
+	was, is := b.ledger.marks(), next.ledger.marks()
 	if len(was) != len(is) {
 		t.Fatalf("in force %v, on disk %v", was, is)
 	}

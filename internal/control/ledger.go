@@ -11,19 +11,19 @@ import (
 )
 
 // The ledger: the three facts about each backend, as pure functions of what was told and of the time. What the file
-// wants comes with each configuration, what an operator set by hand through drain, what health says through report. No
-// one of them changes another; Admit combines them. In addition to its rules:
+// wants comes with each configuration, what an operator set by hand through setHand, what health says through report. No
+// one of them changes another; Admit combines them, for one service at a time, in settle. In addition to its rules:
 //
 //   - A service without check takes all of its backends that are wanted.
 //   - Health is ignored for a service that it would leave without backend (it fails open) at once, but not before three
 //     intervals of its check have passed since it appeared, at the start of the daemon or by a reload. In that time a
 //     health daemon finds out more; and where none runs, the service is not lost.
 //   - What is known stays until a report says otherwise, however long that takes. It is kept over reloads, and on disk
-//     over restarts. A backend whose address has changed is a new one. A service that gets a check was taking all of its
-//     backends: they count as up until a report says otherwise.
+//     over restarts. Only an ejection ends by itself. A backend whose address has changed is a new one. A service that gets
+//     a check was taking all of its backends: they count as up until a report says otherwise.
 //   - A backend that begins to take new flows in a running service starts slowly, whatever kept it from them before. Those
-//     that come with the start of the daemon, or with their service, do not, nor does one that took all flows until the
-//     service ceased to fail open.
+//     that come with the start of the daemon, or with their service, do not, nor does one that takes flows since something
+//     is ignored.
 
 // graceIntervals is how many intervals of its check a service that appeared may be without a backend.
 const graceIntervals = 3
@@ -33,16 +33,39 @@ type BackendKey struct{ Service, Backend string }
 
 // ledger holds what is known about the backends of one configuration. It has no lock: its Book has.
 type ledger struct {
-	services []ledgerService
-	index    map[BackendKey]*ledgerBackend
+	services []*ledgerService
+	byName   map[string]*ledgerService
+	index    map[BackendKey]int // the backend's place in its service
+	// changed are the services of which Book.Changed has to tell something; news, that there is more than at the last notice.
+	changed []*ledgerService
+	news    bool
+	scratch []maglev.Admit
 }
 
 type ledgerService struct {
 	name      string
 	check     *config.Check // nil: none
+	readiness *config.Check // likewise
+	threshold int           // percent: Policy.PanicThreshold
+	quorum    int
 	opens     time.Time     // from when on it fails open rather than be without a backend
 	slowStart time.Duration // 0: none
-	backends  []*ledgerBackend
+	backends  []ledgerBackend
+
+	// What settle keeps, by backend: the facts, and what came of them.
+	facts   []Facts
+	admits  []maglev.Admit
+	verdict Verdict
+	touched []int // backends whose facts are new, for the next settle
+	settled bool  // settle has seen it at least once
+	opening bool  // it appeared a short time ago
+	timers  int   // backends of which something changes as time goes by
+	// What Book.Changed has to tell of: these backends, and what its SYN cookies may offer.
+	tell    []int
+	telling []bool // by backend: it is in tell
+	offers  bool
+	listed  bool // it is in ledger.changed
+	named   bool // a report that is being taken names it
 }
 
 type ledgerBackend struct {
@@ -50,13 +73,24 @@ type ledgerBackend struct {
 	address netip.Addr
 	weight  int
 	hand    hand
-	health  Health
+	health  Health // EjectedMS is not kept up: ejected is
+	// ejected is until when, by the monotonic clock, it gets no new flows for its traffic; zero: it is not ejected.
+	ejected time.Time
+	// firm is health when it was last up or down, not on its way.
+	firm Health
 	// restored tells that nothing newer than what was on disk at the start is known.
 	restored bool
 	// fresh tells that it came with its service, and nothing was ever known of it.
 	fresh bool
 	// rose is when its slow start began; zero: it has none.
 	rose time.Time
+
+	timed     bool      // it counts in ledgerService.timers
+	condition Phase     // as settle saw it last; empty: it never did
+	since     time.Time // of condition
+	switches  uint64    // how often it came into rotation or went out of it
+	history   []Event   // the last, the oldest first
+	probes    []ProbeStats
 }
 
 // saved is what was known about a backend when a daemon ended.
@@ -70,39 +104,30 @@ type saved struct {
 // savedState is all that was on disk at the start.
 type savedState struct {
 	health []saved
-	drains []savedDrain
+	marks  []savedMark
 }
 
-// next returns the ledger of a new configuration. It keeps what l knows; l may be nil, at the start, when disk has what
-// was there. l stays as it is and shares nothing with the new one.
-func (l *ledger) next(services []config.Service, disk savedState, now time.Time) *ledger {
+// next returns the ledger of a new configuration, and what changes by it. It keeps what l knows; l may be nil, at the
+// start, when disk has what was there. l stays as it is and shares nothing with the new one.
+func (l *ledger) next(services []config.Service, disk savedState, now time.Time) (*ledger, []change) {
 	health := make(map[BackendKey]saved, len(disk.health))
 	for _, s := range disk.health {
 		health[BackendKey{s.Service, s.Backend}] = s
 	}
-	hands := make(map[BackendKey]savedDrain, len(disk.drains))
-	for _, s := range disk.drains {
+	hands := make(map[BackendKey]savedMark, len(disk.marks))
+	for _, s := range disk.marks {
 		hands[BackendKey{s.Service, s.Backend}] = s
 	}
-	before := make(map[string]*ledgerService)
-	if l != nil {
-		for i := range l.services {
-			before[l.services[i].name] = &l.services[i]
-		}
-	}
-	n := &ledger{index: make(map[BackendKey]*ledgerBackend)}
-	for _, c := range services {
-		s := ledgerService{name: c.Name, check: c.Check, slowStart: c.SlowStart}
-		old := before[c.Name]
-		switch {
-		case c.Check == nil:
-		case old != nil && old.check != nil:
-			s.opens = old.opens
-		case old == nil:
-			s.opens = now.Add(graceIntervals * time.Duration(c.Check.Interval))
-		}
-		for _, cb := range c.Backends {
-			b := &ledgerBackend{name: cb.Name, address: cb.Address, health: Health{State: StateUnknown}, fresh: old == nil}
+	n := &ledger{byName: make(map[string]*ledgerService, len(services)), index: make(map[BackendKey]int)}
+	var changes []change
+	for k := range services {
+		c := &services[k]
+		old := l.service(c.Name)
+		s := newLedgerService(c, old, now)
+		took := old.at(now)
+		for i := range c.Backends {
+			cb, b := &c.Backends[i], &s.backends[i]
+			*b = ledgerBackend{name: cb.Name, address: cb.Address, health: Health{State: StateUnknown}, fresh: old == nil}
 			key := BackendKey{c.Name, cb.Name}
 			if was, ok := health[key]; ok && was.Address == cb.Address {
 				b.health, b.restored = was.Health, true
@@ -110,120 +135,115 @@ func (l *ledger) next(services []config.Service, disk savedState, now time.Time)
 			if was, ok := hands[key]; ok && was.Address == cb.Address {
 				b.hand = was.hand(now)
 			}
-			if was := l.at(key); was != nil && was.address == cb.Address {
-				*b = *was
-				if old.rising(was, now) == 1 {
-					b.rose = time.Time{} // however long a slow start takes from now on
-				}
-				if old.check == nil {
-					b.health = Health{State: StateUp, Since: now, Evidence: "not probed yet since the service got a check"}
-				}
+			if place, ok := l.place(key); ok && old.backends[place].address == cb.Address {
+				b.keep(old, place, now)
+				s.admits[i] = took[place]
 			}
 			if c.Check == nil {
-				b.health, b.restored = Health{State: StateNone}, false
+				b.health, b.restored, b.probes = Health{State: StateNone, Ejected: b.health.Ejected}, false, nil
+			}
+			if c.Readiness == nil {
+				b.health.Unready = ""
+				b.probes = slices.DeleteFunc(b.probes, func(p ProbeStats) bool { return p.Readiness })
 			}
 			b.weight = cb.Weight
-			s.backends = append(s.backends, b)
-			n.index[key] = b
+			n.index[key] = i
 		}
-		n.services = append(n.services, s)
-	}
-	taking := l.taking(now)
-	for i := range n.services {
-		if s := &n.services[i]; before[s.name] != nil {
-			s.rise(taking, now)
-		} else {
-			s.begin()
+		n.services, n.byName[c.Name] = append(n.services, s), s
+		for i := range s.backends {
+			n.tellOf(s, i) // whatever was told of a configuration that was only prepared
 		}
+		s.touchAll(now)
+		changes = append(changes, n.settle(s, now, CauseConfig)...)
 	}
-	return n
+	return n, changes
 }
 
-func (l *ledger) at(key BackendKey) *ledgerBackend {
+// newLedgerService returns a service with room for its backends. old is the one of its name before; nil: there was none.
+func newLedgerService(c *config.Service, old *ledgerService, now time.Time) *ledgerService {
+	s := &ledgerService{
+		name: c.Name, check: c.Check, readiness: c.Readiness, threshold: c.PanicThreshold, quorum: c.Quorum, slowStart: c.SlowStart,
+		backends: make([]ledgerBackend, len(c.Backends)), facts: make([]Facts, len(c.Backends)), admits: make([]maglev.Admit, len(c.Backends)),
+		telling: make([]bool, len(c.Backends)),
+	}
+	switch {
+	case c.Check == nil:
+	case old != nil && old.check != nil:
+		s.opens = old.opens
+	case old == nil:
+		s.opens = now.Add(graceIntervals * time.Duration(c.Check.Interval))
+	}
+	if old != nil {
+		s.settled, s.verdict = old.settled, old.verdict
+	}
+	return s
+}
+
+// keep makes b what it was in the service before.
+func (b *ledgerBackend) keep(old *ledgerService, place int, now time.Time) {
+	*b = old.backends[place]
+	b.timed = false
+	b.history, b.probes = slices.Clone(b.history), slices.Clone(b.probes)
+	if old.rising(b, now) == 1 {
+		b.rose = time.Time{} // however long a slow start takes from now on
+	}
+	if old.check == nil {
+		b.health = Health{State: StateUp, Since: now, Cause: CauseConfig, Evidence: "not probed yet since the service got a check", Ejected: b.health.Ejected}
+	}
+}
+
+// service returns a service, or nil. l may be nil.
+func (l *ledger) service(name string) *ledgerService {
 	if l == nil {
 		return nil
 	}
-	return l.index[key]
+	return l.byName[name]
 }
 
-// transition is a backend whose state changed.
-type transition struct {
-	BackendKey
-	from State
-	to   Health
-}
-
-// report takes what a health daemon says, and returns what changed by it. Backends that l does not have, or does not
-// check, are ignored.
-func (l *ledger) report(list []BackendHealth, now time.Time) (changes []transition) {
-	var taking map[BackendKey]netip.Addr
-	for _, r := range list {
-		key := BackendKey{r.Service, r.Backend}
-		b := l.index[key]
-		if b == nil || b.health.State == StateNone {
-			continue
-		}
-		h := r.Health
-		if h.Since.IsZero() {
-			h.Since = now
-			if b.health.State == h.State {
-				h.Since = b.health.Since
-			}
-		}
-		if b.health.State != h.State {
-			if taking == nil {
-				taking = l.taking(now)
-			}
-			changes = append(changes, transition{key, b.health.State, h})
-		}
-		b.health, b.restored = h, false
+// place returns where in its service a backend is. l may be nil.
+func (l *ledger) place(key BackendKey) (place int, ok bool) {
+	if l == nil {
+		return 0, false
 	}
-	if len(changes) > 0 {
-		l.rise(taking, now)
-	}
-	return changes
+	place, ok = l.index[key]
+	return place, ok
 }
 
-// admits returns what every backend takes at the time now.
-func (l *ledger) admits(now time.Time) map[BackendKey]maglev.Admit {
-	all := make(map[BackendKey]maglev.Admit, len(l.index))
-	for i := range l.services {
-		s := &l.services[i]
-		admits, _ := s.admit(now)
-		for j, b := range s.backends {
-			all[BackendKey{s.name, b.name}] = admits[j]
-		}
+// backend returns a backend, or nil.
+func (l *ledger) backend(key BackendKey) *ledgerBackend {
+	i, ok := l.index[key]
+	if !ok {
+		return nil
 	}
-	return all
-}
-
-func (s *ledgerService) admit(now time.Time) ([]maglev.Admit, bool) {
-	return Admit(s.facts(now), s.waited(now))
+	return &l.byName[key.Service].backends[i]
 }
 
 // waited says whether the time is over in which the service rather is without a backend than fails open.
 func (s *ledgerService) waited(now time.Time) bool { return !now.Before(s.opens) }
 
-func (s *ledgerService) facts(now time.Time) []Facts {
-	facts := make([]Facts, len(s.backends))
-	for i, b := range s.backends {
-		facts[i] = Facts{Weight: b.weight, Hand: b.hand.state(), Health: b.health.State, Rising: s.rising(b, now)}
-	}
-	return facts
-}
-
 // waiting returns the services that have no backend at the time now, because they appeared a short time ago.
 func (l *ledger) waiting(now time.Time) (names []string) {
-	for i := range l.services {
-		if s := &l.services[i]; !s.waited(now) && failing(s.facts(now)) {
+	for _, s := range l.services {
+		if !s.waited(now) && s.verdict.failing() {
 			names = append(names, s.name)
 		}
 	}
 	return names
 }
 
+// met says whether as many backends are alive as the service wants at least.
+func (s *ledgerService) met() bool { return s.verdict.Alive >= s.quorum }
+
+// ejections is how many backends are ejected now.
+func (s *ledgerService) ejections() (n int) {
+	for i := range s.facts {
+		n += one(s.facts[i].Ejected)
+	}
+	return n
+}
+
 // targets returns what a health daemon is to look at.
-func targets(services []config.Service) []TargetService {
+func (l *ledger) targets(services []config.Service) []TargetService {
 	list := []TargetService{}
 	for i := range services {
 		s := &services[i]
@@ -234,22 +254,34 @@ func targets(services []config.Service) []TargetService {
 			Name: s.Name, VIP: s.VIP, Protocol: string(s.Protocol), Forward: string(s.Forward), Scheduler: string(s.Scheduler),
 			Check: s.Check, Readiness: s.Readiness, Passive: s.Passive, Backends: []TargetBackend{},
 		}
-		for _, b := range s.Backends {
-			t.Backends = append(t.Backends, TargetBackend{Name: b.Name, Address: b.Address, Out: b.Weight == 0})
+		known := l.byName[s.Name]
+		for j, b := range s.Backends {
+			t.Backends = append(t.Backends, TargetBackend{Name: b.Name, Address: b.Address, Out: !known.facts[j].wanted()})
 		}
 		list = append(list, t)
 	}
 	return list
 }
 
-// save returns what is worth to be known at the next start, in a stable order.
+// save returns what is worth to be known at the next start, in a stable order: of a backend on its way up or down, what it
+// comes from.
 func (l *ledger) save() []saved {
 	list := []saved{}
-	for i := range l.services {
-		for _, b := range l.services[i].backends {
-			if b.health.State == StateUp || b.health.State == StateDown {
-				list = append(list, saved{l.services[i].name, b.name, b.address, b.health})
+	for _, s := range l.services {
+		for i := range s.backends {
+			b := &s.backends[i]
+			h := b.firm
+			switch {
+			case b.health.State == StateUp, b.health.State == StateDown:
+				h = b.health
+			case b.health.State == StateGoingDown:
+				h.State = StateUp
+			case b.health.State == StateGoingUp:
+				h.State = StateDown
+			default:
+				continue
 			}
+			list = append(list, saved{s.name, b.name, b.address, Health{State: h.State, Since: h.Since, Evidence: h.Evidence}})
 		}
 	}
 	slices.SortFunc(list, func(a, b saved) int {

@@ -53,6 +53,7 @@ func TestOpenAPI(t *testing.T) {
 	c := comparison{t, &doc, make(map[string]bool)}
 	for _, v := range []any{
 		Status{}, ReloadResult{}, Targets{}, HealthReport{}, HealthAnswer{}, DrainRequest{}, DrainResult{},
+		MaintenanceRequest{}, HealthDetail{}, Events{}, SignalsLine{},
 		FlowsReport{}, FlowReport{}, TopReport{}, VersionInfo{}, ErrorBody{},
 	} {
 		c.compare(reflect.TypeOf(v))

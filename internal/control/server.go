@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
@@ -21,12 +20,19 @@ type Daemon interface {
 	Status() Status
 	// Reload reads the configuration file again. A file that is refused is a *config.Error, and changes nothing.
 	Reload(ctx context.Context) (ReloadResult, error)
-	// Targets and Report are those of a Book.
+	// Targets, Report, Release and Events are those of a Book.
 	Targets(ctx context.Context, boot string, generation uint64) Targets
 	Report(r HealthReport) (HealthAnswer, error)
-	// Drain and Undrain are those of a Book, and return how the backend stands then.
+	Release(source string)
+	Events(ctx context.Context, boot string, after uint64, f EventFilter) Events
+	// Health is Book.Detail, with the traffic.
+	Health(f EventFilter) (HealthDetail, error)
+	// Signals sends how connections to backends fare until ctx ends or send returns an error, which it returns then.
+	Signals(ctx context.Context, send func(SignalsLine) error) error
+	// Drain, Undrain and Maintenance are those of a Book, and return how the backend stands then.
 	Drain(service, backend string, timeout time.Duration) (Backend, error)
 	Undrain(service, backend string) (Backend, error)
+	Maintenance(service, backend string, on bool) (Backend, error)
 	// Flows counts the flows that f leaves in. A service or backend that is unknown is an *APIError.
 	Flows(f FlowFilter) (FlowsReport, error)
 	// Flow tells what becomes of the next packet of a flow.
@@ -37,7 +43,7 @@ type Daemon interface {
 
 const (
 	apiVersion    = "v1"
-	maxWait       = time.Minute // longest wait for new targets
+	maxWait       = time.Minute // longest wait for new targets, and for events
 	maxReportBody = 96 << 20    // 2^18 backends with evidence
 	maxHeader     = 16 << 10
 	readTimeout   = 10 * time.Second
@@ -53,14 +59,24 @@ type Server struct {
 	http    http.Server
 	stop    context.CancelFunc // ends waiting requests
 	maxBody int64              // bytes of a report
+	sources sources
+	// streams has room for as many as may follow signals at once.
+	streams chan struct{}
 }
 
 // NewServer returns a server of d, in a daemon of the given version.
 func NewServer(d Daemon, version string, log *slog.Logger) *Server {
 	base, stop := context.WithCancel(context.Background())
-	s := &Server{daemon: d, version: version, log: log, stop: stop, maxBody: maxReportBody}
+	s := &Server{daemon: d, version: version, log: log, stop: stop, maxBody: maxReportBody, streams: make(chan struct{}, maxStreams)}
+	s.sources.of = map[net.Conn]string{}
+	s.sources.gone = func(source string) {
+		if base.Err() == nil { // else it is the server that closes connections
+			d.Release(source)
+		}
+	}
 	s.http = http.Server{
 		Handler: s.Handler(), BaseContext: func(net.Listener) context.Context { return base },
+		ConnContext: withConn, ConnState: s.sources.state,
 		ReadHeaderTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: maxHeader,
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 	}
@@ -95,9 +111,13 @@ func (s *Server) routes() []route {
 		{http.MethodGet, "/v1/status", s.status},
 		{http.MethodPost, "/v1/reload", s.reload},
 		{http.MethodGet, "/v1/health/targets", s.targets},
+		{http.MethodGet, "/v1/health", s.health},
 		{http.MethodPut, "/v1/health", s.report},
+		{http.MethodGet, "/v1/health/signals", s.signals},
+		{http.MethodGet, "/v1/events", s.events},
 		{http.MethodPost, "/v1/drain", s.drain},
 		{http.MethodPost, "/v1/undrain", s.undrain},
+		{http.MethodPost, "/v1/maintenance", s.maintenance},
 		{http.MethodGet, "/v1/flows", s.flows},
 		{http.MethodGet, "/v1/flows/one", s.flow},
 		{http.MethodGet, "/v1/flows/top", s.top},
@@ -108,20 +128,26 @@ func (s *Server) routes() []route {
 // Handler returns what answers requests, for tests and for other listeners.
 func (s *Server) Handler() http.Handler {
 	mux := http.NewServeMux()
+	methods := map[string][]string{}
 	for _, r := range s.routes() {
+		methods[r.path] = append(methods[r.path], r.method)
 		mux.HandleFunc(r.method+" "+r.path, func(w http.ResponseWriter, req *http.Request) {
 			// For the body. Not http.Server.ReadTimeout, which would also end requests that wait.
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(readTimeout))
 			answer, err := r.handle(w, req)
-			if err != nil {
+			switch {
+			case errors.Is(err, errStreamed):
+			case err != nil:
 				s.fail(w, err)
-				return
+			default:
+				write(w, http.StatusOK, answer)
 			}
-			write(w, http.StatusOK, answer)
 		})
-		mux.HandleFunc(r.path, func(w http.ResponseWriter, req *http.Request) {
-			w.Header().Set("Allow", r.method)
-			s.fail(w, &APIError{Code: http.StatusMethodNotAllowed, Message: req.Method + " " + r.path + ": only " + r.method + " is possible"})
+	}
+	for path, of := range methods {
+		mux.HandleFunc(path, func(w http.ResponseWriter, req *http.Request) {
+			w.Header().Set("Allow", strings.Join(of, ", "))
+			s.fail(w, &APIError{Code: http.StatusMethodNotAllowed, Message: req.Method + " " + path + ": only " + strings.Join(of, " and ") + " is possible"})
 		})
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, req *http.Request) {
@@ -148,7 +174,7 @@ func (s *Server) fail(w http.ResponseWriter, err error) {
 		code = api.Code
 	case errors.As(err, &refused):
 		code, body = http.StatusUnprocessableEntity, ErrorBody{Error: "the configuration is refused; the one before stays in force", Details: refused.Problems}
-	case errors.Is(err, ErrBoot):
+	case errors.Is(err, ErrBoot), errors.Is(err, ErrResync):
 		code = http.StatusConflict
 	case errors.As(err, &tooLarge):
 		code = http.StatusRequestEntityTooLarge
@@ -169,48 +195,6 @@ func (s *Server) status(http.ResponseWriter, *http.Request) (any, error) {
 
 func (s *Server) reload(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return s.daemon.Reload(r.Context())
-}
-
-// targets answers at once, or with ?wait=30s&boot=B&generation=N when there is something newer than that.
-func (s *Server) targets(w http.ResponseWriter, r *http.Request) (any, error) {
-	if r.ContentLength != 0 {
-		return nil, badRequest("found a body, expected none")
-	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
-	query := r.URL.Query()
-	wait := time.Duration(0)
-	if text := query.Get("wait"); text != "" {
-		var err error
-		if wait, err = time.ParseDuration(text); err != nil || wait < 0 {
-			return nil, badRequest("wait: found %q, expected a duration such as 30s", text)
-		}
-	}
-	generation := uint64(0)
-	if text := query.Get("generation"); text != "" {
-		var err error
-		if generation, err = strconv.ParseUint(text, 10, 64); err != nil {
-			return nil, badRequest("generation: found %q, expected a number", text)
-		}
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), min(wait, maxWait))
-	defer cancel()
-	return s.daemon.Targets(ctx, query.Get("boot"), generation), nil
-}
-
-func (s *Server) report(w http.ResponseWriter, r *http.Request) (any, error) {
-	var report HealthReport
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, s.maxBody)).Decode(&report); err != nil {
-		var tooLarge *http.MaxBytesError
-		if errors.As(err, &tooLarge) {
-			return nil, err
-		}
-		return nil, badRequest("health report: %v", err)
-	}
-	answer, err := s.daemon.Report(report)
-	if err != nil && !errors.Is(err, ErrBoot) {
-		return nil, badRequest("%v", err)
-	}
-	return answer, err
 }
 
 func (s *Server) versionInfo(http.ResponseWriter, *http.Request) (any, error) {

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"reflect"
@@ -16,6 +17,16 @@ func (d *daemon) Drain(service, backend string, timeout time.Duration) (Backend,
 
 func (d *daemon) Undrain(service, backend string) (Backend, error) {
 	return d.backend(service, backend, d.Book.Undrain(service, backend))
+}
+
+func (d *daemon) Maintenance(service, backend string, on bool) (Backend, error) {
+	return d.backend(service, backend, d.Book.Maintenance(service, backend, on))
+}
+
+func (d *daemon) Health(f EventFilter) (HealthDetail, error) { return d.Detail(f) }
+
+func (d *daemon) Signals(ctx context.Context, send func(SignalsLine) error) error {
+	return FollowSignals(ctx, &d.reader, send)
 }
 
 // backend returns how a backend stands, with 7 flows.

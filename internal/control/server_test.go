@@ -30,6 +30,7 @@ type daemon struct {
 	reload error
 	flow   FlowReport
 	asked  []any // of flows: filters, queries and numbers
+	reader signalReader
 }
 
 func (d *daemon) Status() Status { return d.status }
@@ -82,7 +83,7 @@ func TestStatusOverTheWire(t *testing.T) {
 	stats.Services = []forwarder.ServiceStats{svc}
 	stats.Interfaces = []forwarder.InterfaceStats{{Name: "eth0", Queues: []forwarder.QueueStats{{Queue: 1, Mode: "copy"}}}}
 	d.status = Status{Node: "lb1", Version: "1.2.3", PID: 42, Started: time.Unix(1_000_000, 0).UTC(), Ready: true, Traffic: NewTraffic(stats)}
-	report(t, d.Book, 1, says("a", StateUp), BackendHealth{"web", "b", Health{StateDown, time.Unix(5, 0).UTC(), "connection refused"}})
+	report(t, d.Book, 1, says("a", StateUp), BackendHealth{"web", "b", Health{State: StateDown, Since: time.Unix(5, 0).UTC(), Evidence: "connection refused"}})
 	d.Fill(&d.status)
 
 	got, err := c.Status(t.Context())
@@ -99,7 +100,7 @@ func TestStatusOverTheWire(t *testing.T) {
 	if web.Dropped["no_backend"] != 9 || !web.Checked || web.FailOpen || len(web.Backends) != 2 || web.Backends[0].NewFlows != 7 {
 		t.Errorf("service %+v", web)
 	}
-	if h := web.Backends[1].Health; h != (Health{StateDown, time.Unix(5, 0).UTC(), "connection refused"}) {
+	if h := web.Backends[1].Health; h != (Health{State: StateDown, Since: time.Unix(5, 0).UTC(), Evidence: "connection refused"}) {
 		t.Errorf("health %+v", h)
 	}
 	if got.Health.Source != "test" || got.Node != "lb1" || got.PID != 42 || !got.Started.Equal(d.status.Started) {
@@ -132,7 +133,7 @@ func TestReloadOverTheWire(t *testing.T) {
 func TestHealthOverTheWire(t *testing.T) {
 	d, _, c := serve(t)
 	first, err := c.Targets(t.Context(), "", 0, 0)
-	if err != nil || len(first.Targets) != 2 || first.Targets[0].Check.Interval != Duration(2*time.Second) {
+	if err != nil || len(first.Services) != 1 || first.Services[0].Check.Interval != config.Duration(2*time.Second) {
 		t.Fatalf("got %+v, %v", first, err)
 	}
 	begin := time.Now()
@@ -145,15 +146,15 @@ func TestHealthOverTheWire(t *testing.T) {
 		commit(d.Book, service("web", true, "a", "b", "c"))
 	}()
 	next, err := c.Targets(t.Context(), first.Boot, first.Generation, 30*time.Second)
-	if err != nil || len(next.Targets) != 3 {
+	if err != nil || len(next.Services[0].Backends) != 3 {
 		t.Errorf("got %+v, %v", next, err)
 	}
 
-	answer, err := c.Report(t.Context(), HealthReport{Boot: first.Boot, Generation: 1, Source: "s", Sequence: 1, Backends: []BackendHealth{says("b", StateUp)}})
+	answer, err := c.Report(t.Context(), HealthReport{Boot: first.Boot, Generation: 1, Source: "s", Version: 1, Backends: []BackendHealth{says("b", StateUp)}})
 	if err != nil || answer.Generation != next.Generation || answer.Boot != first.Boot || d.takes() != "b" {
 		t.Errorf("got %+v, %v; takes %s", answer, err, d.takes())
 	}
-	if _, err = c.Report(t.Context(), HealthReport{Boot: "old", Source: "s", Sequence: 2}); !errors.Is(err, ErrBoot) {
+	if _, err = c.Report(t.Context(), HealthReport{Boot: "old", Source: "s", Version: 2}); !errors.Is(err, ErrBoot) {
 		t.Errorf("an old boot: %v", err)
 	}
 	var failed *APIError
@@ -189,15 +190,15 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"GET", "/v1/status/", "", 404, "no such path"},
 		{"POST", "/v1/status", "", 405, "only GET"},
 		{"GET", "/v1/reload", "", 405, "only POST"},
-		{"POST", "/v1/health", "{}", 405, "only PUT"},
+		{"POST", "/v1/health", "{}", 405, "only GET and PUT"},
 		{"GET", "/v1/health/targets?wait=soon", "", 400, `wait: found "soon"`},
 		{"GET", "/v1/health/targets?wait=-1s", "", 400, `wait: found "-1s"`},
 		{"GET", "/v1/health/targets?generation=x", "", 400, `generation: found "x"`},
 		{"GET", "/v1/health/targets", "body", 400, "found a body"},
 		{"PUT", "/v1/health", "", 400, "health report: EOF"},
 		{"PUT", "/v1/health", "[]", 400, "cannot unmarshal array"},
-		{"PUT", "/v1/health", `{"boot":"` + d.boot + `","source":"s","backends":[{"service":"web","backend":"a","state":"sick"}]}`, 400, `state "sick"`},
-		{"PUT", "/v1/health", `{"boot":"old","source":"s"}`, 409, "earlier start"},
+		{"PUT", "/v1/health", `{"boot":"` + d.boot + `","source":"s","version":1,"backends":[{"service":"web","backend":"a","state":"sick"}]}`, 400, `state "sick"`},
+		{"PUT", "/v1/health", `{"boot":"old","source":"s","version":1}`, 409, "earlier start"},
 		{"GET", "/v1/drain", "", 405, "only POST"},
 		{"POST", "/v1/drain", "", 400, "drain: EOF"},
 		{"POST", "/v1/drain", `{"service":"web","backend":"a","time_out":"5m"}`, 400, `unknown field "time_out"`},

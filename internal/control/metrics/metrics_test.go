@@ -62,7 +62,15 @@ func status() control.Status {
 	web.Cookies = control.CookiesReady
 	web.Backends[1].Health.State = control.StateDown
 	web.Backends[1].Weight = 70
-	web.Backends[1].Hand = &control.HandStatus{}
+	asks := 40
+	web.Backends[1].Hand = &control.HandStatus{Since: time.Unix(1, 0)}
+	web.Backends[1].Phase, web.Backends[1].Switches = control.PhaseDraining, 6
+	web.Backends[1].Health.Asks, web.Backends[1].Health.EjectedMS, web.Backends[1].Health.Unready = &asks, 500, "HTTP 503"
+	web.Backends[1].Probes = []control.ProbeStats{{Good: 9, Bad: 2, P50: 1500, P90: 2500, P99: 20_000}, {Readiness: true, Good: 4}}
+	web.Checked, web.Wanted, web.Ejected, web.Quorum = true, 3, 1, control.Quorum{Need: 2, Have: 1}
+	web.ReadinessIgnored, web.EjectionsIgnored = true, true
+	s.Events = map[string]uint64{"health": 12, "flood": 0}
+	s.Health.Source = "lb1/1"
 	return s
 }
 
@@ -120,6 +128,26 @@ func TestScrape(t *testing.T) {
 		`sluice_backend_longest_idle_seconds{backend="a",service="web"} 12.5`,
 		`sluice_backend_drained_by_hand{backend="a",service="web"} 1`,
 		`sluice_health_stale 1`,
+		`sluice_health_reporting 0`,
+		`sluice_events_total{kind="health"} 12`,
+		`sluice_events_total{kind="flood"} 0`,
+		`sluice_service_wanted_backends{service="web"} 3`,
+		`sluice_service_healthy_backends{service="web"} 1`,
+		`sluice_service_ejected_backends{service="web"} 1`,
+		`sluice_service_quorum_met{service="web"} 0`,
+		`sluice_service_readiness_ignored{service="web"} 1`,
+		`sluice_service_ejections_ignored{service="web"} 1`,
+		`sluice_backend_maintenance{backend="a",service="web"} 0`,
+		`sluice_backend_phase{backend="a",phase="draining",service="web"} 1`,
+		`sluice_backend_switches_total{backend="a",service="web"} 6`,
+		`sluice_backend_ready{backend="a",service="web"} 0`,
+		`sluice_backend_asks_percent{backend="a",service="web"} 40`,
+		`sluice_backend_ejected{backend="a",service="web"} 1`,
+		`sluice_probe_good_total{backend="a",check="check",service="web"} 9`,
+		`sluice_probe_good_total{backend="a",check="readiness",service="web"} 4`,
+		`sluice_probe_bad_total{backend="a",check="check",service="web"} 2`,
+		`sluice_probe_latency_seconds{backend="a",check="check",quantile="0.5",service="web"} 0.0015`,
+		`sluice_probe_latency_seconds{backend="a",check="check",quantile="0.99",service="web"} 0.02`,
 		`sluice_health_report_age_seconds 1.5`,
 		`sluice_service_forwarded_packets_total{service="web"} 90`,
 		`sluice_service_dropped_packets_total{reason="no_backend",service="web"} 8`,

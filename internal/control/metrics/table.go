@@ -101,6 +101,39 @@ func backendNumber(f func(b *control.Backend) float64) reader {
 	}
 }
 
+// known is backendNumber for those that are configured: of one that is leaving nothing is known.
+func known(f func(b *control.Backend) float64) reader {
+	return func(s *control.Status, e emit) {
+		for i := range s.Traffic.Services {
+			svc := &s.Traffic.Services[i]
+			for j := range svc.Backends {
+				if b := &svc.Backends[j]; !b.Leaving {
+					e(f(b), svc.Name, b.Name)
+				}
+			}
+		}
+	}
+}
+
+// probes reads the statistics of probes: of each backend, those of its check and of its readiness check.
+func probes(f func(p *control.ProbeStats, e emit, labels ...string)) reader {
+	return func(s *control.Status, e emit) {
+		for i := range s.Traffic.Services {
+			svc := &s.Traffic.Services[i]
+			for j := range svc.Backends {
+				b := &svc.Backends[j]
+				for k := range b.Probes {
+					check := "check"
+					if b.Probes[k].Readiness {
+						check = "readiness"
+					}
+					f(&b.Probes[k], e, svc.Name, b.Name, check)
+				}
+			}
+		}
+	}
+}
+
 // oneOfEachName returns the backends that metrics are about. A backend that is leaving is one of them, but for the time
 // in which another has its name, as after a change of address: one name has one value.
 func oneOfEachName(backends []control.Backend) (out []*control.Backend) {
@@ -282,6 +315,22 @@ var table = []*metric{
 	{name: "sluice_health_report_age_seconds", kind: gauge, help: "Time since the last health report, or since the start.", use: "A few seconds at most while sluice-healthd runs.",
 		read: node(func(s *control.Status) float64 { return float64(s.Health.AgeMS) / 1000 })},
 
+	{name: "sluice_health_reporting", kind: gauge, help: "Where there is a service with a check: 1 if a health daemon has reported in the last ten seconds, else 0.", use: "Alert on 0: sluice-healthd does not run, or cannot reach the daemon.",
+		read: func(s *control.Status, e emit) {
+			for i := range s.Traffic.Services {
+				if s.Traffic.Services[i].Checked {
+					e(truth(s.Health.Source != "" && !s.Health.Stale))
+					return
+				}
+			}
+		}},
+	{name: "sluice_events_total", kind: counter, labels: []string{"kind"}, help: "Events, by kind: health and hand (of a backend), service (fail open, quorum, what is ignored), flood, config, healthd.", use: "A jump is worth a look at `sluice events`.",
+		read: func(s *control.Status, e emit) {
+			for kind, n := range s.Events {
+				e(float64(n), kind)
+			}
+		}},
+
 	{name: "sluice_service_forwarded_packets_total", kind: counter, labels: []string{"service"}, help: "Packets of the service that were forwarded.", use: "The service's load.",
 		read: service(func(s *control.Service) float64 { return float64(s.Forwarded.Packets) })},
 	{name: "sluice_service_forwarded_bytes_total", kind: counter, labels: []string{"service"}, help: "IP bytes of these, as received.", use: "The service's load; with direct return, requests only.",
@@ -296,8 +345,20 @@ var table = []*metric{
 				}
 			}
 		}},
-	{name: "sluice_service_fail_open", kind: gauge, labels: []string{"service"}, help: "1 if health is ignored for the service, since it would leave no backend, else 0.", use: "Alert on 1: either all of its backends are down, or the checks are wrong.",
+	{name: "sluice_service_fail_open", kind: gauge, labels: []string{"service"}, help: "1 if health is ignored for the service, since it would leave no backend, or fewer than its panic threshold says, else 0.", use: "Alert on 1: either its backends are down, or the checks are wrong.",
 		read: service(func(s *control.Service) float64 { return truth(s.FailOpen) })},
+	{name: "sluice_service_readiness_ignored", kind: gauge, labels: []string{"service"}, help: "1 if readiness is ignored for the service, since none of the backends that are alive is ready, else 0.", use: "Something that all of its backends depend on may be broken.",
+		read: service(func(s *control.Service) float64 { return truth(s.ReadinessIgnored) })},
+	{name: "sluice_service_ejections_ignored", kind: gauge, labels: []string{"service"}, help: "1 if ejections are ignored for the service, since all backends that are alive are ejected, else 0.", use: "Connections fail at all of its backends: look at what they have in common, and at the way to them.",
+		read: service(func(s *control.Service) float64 { return truth(s.EjectionsIgnored) })},
+	{name: "sluice_service_wanted_backends", kind: gauge, labels: []string{"service"}, help: "Backends that file and operator want to take new flows: weight above 0, not drained, not in maintenance.", use: "What healthy backends are to be compared with.",
+		read: service(func(s *control.Service) float64 { return float64(s.Wanted) })},
+	{name: "sluice_service_healthy_backends", kind: gauge, labels: []string{"service"}, help: "Those of them that are alive.", use: "Alert when it is less than half of sluice_service_wanted_backends.",
+		read: service(func(s *control.Service) float64 { return float64(s.Quorum.Have) })},
+	{name: "sluice_service_ejected_backends", kind: gauge, labels: []string{"service"}, help: "Backends that get no new flows for a while, since their traffic looked bad.", use: "`sluice health` says which, and what was seen.",
+		read: service(func(s *control.Service) float64 { return float64(s.Ejected) })},
+	{name: "sluice_service_quorum_met", kind: gauge, labels: []string{"service"}, help: "1 if as many backends are alive as the service's `quorum` says, else 0.", use: "Alert on 0: the service is not worth announcing from here.",
+		read: service(func(s *control.Service) float64 { return truth(s.Quorum.Met) })},
 
 	{name: "sluice_service_defence_active", kind: gauge, labels: []string{"service"}, help: "1 while the node answers SYNs, with a challenge or a cookie, else 0.", use: "With syn_defence: auto, 1 is a flood of SYNs.",
 		read: service(func(s *control.Service) float64 { return truth(s.Defence.Active) })},
@@ -332,6 +393,16 @@ var table = []*metric{
 		read: backend(func(b *control.Backend) uint64 { return b.Forwarded.Bytes })},
 	{name: "sluice_backend_new_flows_total", kind: counter, labels: []string{"service", "backend"}, help: "Flows to the backend that were put into the table.", use: "Falls to nothing while the backend is down.",
 		read: backend(func(b *control.Backend) uint64 { return b.NewFlows })},
+	{name: "sluice_backend_syns_total", kind: counter, labels: []string{"service", "backend"}, help: "SYNs to the backend, but those sent again, of services on TCP; at rates of which a worker cannot remember all, a sample of them.", use: "Connection attempts, also with direct return. SYNs that the node answers itself are not among them.",
+		read: backend(func(b *control.Backend) uint64 { return b.SYNs })},
+	{name: "sluice_backend_handshakes_total", kind: counter, labels: []string{"service", "backend"}, help: "Of these, those whose client went on with the connection: the backend has answered.", use: "If it falls behind sluice_backend_syns_total for one backend, that one does not answer; if for all, SYNs are forged, or replies do not reach the clients.",
+		read: backend(func(b *control.Backend) uint64 { return b.Handshakes })},
+	{name: "sluice_backend_syns_retransmitted_total", kind: counter, labels: []string{"service", "backend"}, help: "SYNs to the backend that clients sent again within seconds.", use: "Growth for one backend: it is overloaded or gone. For all: packets are lost on the way.",
+		read: backend(func(b *control.Backend) uint64 { return b.Retransmitted })},
+	{name: "sluice_backend_early_resets_total", kind: counter, labels: []string{"service", "backend"}, help: "Resets that clients sent within seconds of the handshake.", use: "Growth for one backend: clients do not like what it answers.",
+		read: backend(func(b *control.Backend) uint64 { return b.Resets })},
+	{name: "sluice_backend_unreachable_total", kind: counter, labels: []string{"service", "backend"}, help: "ICMP errors which say that packets cannot reach the backend, or that it does not take them; never any with l2, where clients get them.", use: "With a tunnel: the backend has no agent, or a firewall or router refuses the packets.",
+		read: backend(func(b *control.Backend) uint64 { return b.Unreachable })},
 	{name: "sluice_backend_flows", kind: gauge, labels: []string{"service", "backend"}, help: "Flows in the table that go to the backend, now.", use: "Before maintenance: how many connections are left.",
 		read: backend(func(b *control.Backend) uint64 { return b.Flows })},
 	{name: "sluice_backend_longest_idle_seconds", kind: gauge, labels: []string{"service", "backend"}, help: "For how long, at the last full sweep, one of the backend's flows had had no packet.", use: "While it drains: how long ago the most silent of its flows was heard of.",
@@ -341,21 +412,70 @@ var table = []*metric{
 	{name: "sluice_backend_fraction", kind: gauge, labels: []string{"service", "backend"}, help: "The share of the new flows meant for it that the backend takes: 1, and less in a slow start; 0 when it takes none.", use: "For reference.",
 		read: backendNumber(func(b *control.Backend) float64 { return b.Fraction })},
 	{name: "sluice_backend_drained_by_hand", kind: gauge, labels: []string{"service", "backend"}, help: "1 if an operator drains the backend (sluice drain), else 0.", use: "A drain that was forgotten shows here.",
-		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Hand != nil)) })},
+		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Hand.Drained())) })},
+	{name: "sluice_backend_maintenance", kind: gauge, labels: []string{"service", "backend"}, help: "1 if an operator has put the backend into maintenance (sluice maintenance), else 0.", use: "Maintenance that was forgotten shows here; alerts leave such backends out by their phase.",
+		read: known(func(b *control.Backend) float64 { return truth(b.Hand.InMaintenance()) })},
+	{name: "sluice_backend_phase", kind: gauge, labels: []string{"service", "backend", "phase"}, help: "Always 1; the label is the one word for how the backend stands: maintenance, draining, unknown, down, going_up, ejected, unready, going_down, slow_start or up.", use: "Alert on phase=\"down\": a backend that is drained or in maintenance has another.",
+		read: func(s *control.Status, e emit) {
+			for i := range s.Traffic.Services {
+				svc := &s.Traffic.Services[i]
+				for j := range svc.Backends {
+					if b := &svc.Backends[j]; !b.Leaving && b.Phase != "" {
+						e(1, svc.Name, b.Name, string(b.Phase))
+					}
+				}
+			}
+		}},
+	{name: "sluice_backend_switches_total", kind: counter, labels: []string{"service", "backend"}, help: "Times that health has taken the backend into rotation or out of it.", use: "Alert on many in a short time: it flaps. `sluice health` shows what the probes saw.",
+		read: known(func(b *control.Backend) float64 { return float64(b.Switches) })},
+	{name: "sluice_backend_ready", kind: gauge, labels: []string{"service", "backend"}, help: "1 if the backend wants new flows, by its readiness check and by what it asks for, else 0.", use: "0 is the backend's own wish, or its readiness check fails.",
+		read: known(func(b *control.Backend) float64 {
+			return truth(b.Health.Unready == "" && (b.Health.Asks == nil || *b.Health.Asks > 0))
+		})},
+	{name: "sluice_backend_asks_percent", kind: gauge, labels: []string{"service", "backend"}, help: "The percentage of its share of new flows that the backend asks for; 100 where it has not asked.", use: "How loaded it says that it is.",
+		read: known(func(b *control.Backend) float64 {
+			if b.Health.Asks == nil {
+				return 100
+			}
+			return float64(*b.Health.Asks)
+		})},
+	{name: "sluice_backend_ejected", kind: gauge, labels: []string{"service", "backend"}, help: "1 while the backend gets no new flows since its traffic looked bad, else 0.", use: "Connections fail there though its check may be fine. `sluice health` says what was seen.",
+		read: known(func(b *control.Backend) float64 { return truth(b.Health.EjectedMS > 0) })},
+	{name: "sluice_probe_good_total", kind: counter, labels: []string{"service", "backend", "check"}, help: "Good probes of the backend, of its check and of its readiness check, since the health daemon began with it.", use: "Beside sluice_probe_bad_total.",
+		read: probes(func(p *control.ProbeStats, e emit, labels ...string) { e(float64(p.Good), labels...) })},
+	{name: "sluice_probe_bad_total", kind: counter, labels: []string{"service", "backend", "check"}, help: "Bad probes, likewise.", use: "Some now and then, and the backend stays up: probes are lost, or it is slow at times.",
+		read: probes(func(p *control.ProbeStats, e emit, labels ...string) { e(float64(p.Bad), labels...) })},
+	{name: "sluice_probe_latency_seconds", kind: gauge, labels: []string{"service", "backend", "check", "quantile"}, help: "How long good probes of the last minutes took, at these quantiles (0.5, 0.9, 0.99).", use: "Growth comes before failure: near the check's timeout, probes begin to fail.",
+		read: probes(func(p *control.ProbeStats, e emit, labels ...string) {
+			if p.P50 == 0 {
+				return
+			}
+			for _, q := range []struct {
+				quantile string
+				us       uint32
+			}{{"0.5", p.P50}, {"0.9", p.P90}, {"0.99", p.P99}} {
+				e(float64(q.us)/1e6, append(labels, q.quantile)...)
+			}
+		})},
 	{name: "sluice_backend_takes_new_flows", kind: gauge, labels: []string{"service", "backend"}, help: "1 if new flows go to the backend, else 0.", use: "0 is a backend that is down, drains, or waits for its first good probe.",
 		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Admit == "up")) })},
 	{name: "sluice_backend_reachable", kind: gauge, labels: []string{"service", "backend"}, help: "1 if the node has a route to the backend and its next hop answers, else 0.", use: "Alert on 0: packets to it are dropped under no_route or no_neighbour.",
 		read: backend(func(b *control.Backend) uint64 { return uint64(truth(b.Hop == "ready")) })},
-	{name: "sluice_backend_health", kind: gauge, labels: []string{"service", "backend", "state"}, help: "1 for the state of health that the backend is in (up, down, unknown, none), 0 for the others.", use: "Alert on state=\"down\"; `sluice status` shows what the probe saw.",
+	{name: "sluice_backend_health", kind: gauge, labels: []string{"service", "backend", "state"}, help: "1 for the state of health that the backend is in (up, going_down, down, going_up, unknown, none), 0 for the others.", use: "Of backends in maintenance too; `sluice health` shows what the probes saw.",
 		read: func(s *control.Status, e emit) {
 			for _, svc := range s.Traffic.Services {
 				for _, b := range oneOfEachName(svc.Backends) {
-					for _, state := range []control.State{control.StateUp, control.StateDown, control.StateUnknown, control.StateNone} {
+					for _, state := range healthStates {
 						e(truth(b.Health.State == state), svc.Name, b.Name, string(state))
 					}
 				}
 			}
 		}},
+}
+
+// healthStates are all states of health.
+var healthStates = []control.State{
+	control.StateUp, control.StateGoingDown, control.StateDown, control.StateGoingUp, control.StateUnknown, control.StateNone,
 }
 
 func init() {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -45,12 +46,14 @@ var (
 )
 
 // commit puts services in force.
-func commit(b *Book, services ...config.Service) { b.Prepare(services).Commit() }
+func commit(b *Book, services ...config.Service) {
+	b.Prepare(&config.Config{Services: services}).Commit()
+}
 
 // report sends a report of everything to b under the next sequence number.
 func report(t *testing.T, b *Book, sequence uint64, list ...BackendHealth) {
 	t.Helper()
-	if _, err := b.Report(HealthReport{Boot: b.boot, Source: "test", Sequence: sequence, Backends: list}); err != nil {
+	if _, err := b.Report(HealthReport{Boot: b.boot, Source: "test", Version: sequence, Backends: list}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -59,6 +62,15 @@ func (b *Book) takes() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.ledger.takes(time.Now())
+}
+
+// told is what Changed tells.
+func told(b *Book) (list []string) {
+	for _, a := range b.Changed().Admissions {
+		list = append(list, a.Backend+" "+shown([]maglev.Admit{a.Admit}))
+	}
+	slices.Sort(list)
+	return list
 }
 
 func noticed(c <-chan struct{}) bool {
@@ -77,11 +89,11 @@ func TestBookPreparesWithoutChanging(t *testing.T) {
 	report(t, b, 1, says("a", StateUp), says("b", StateDown))
 	noticed(b.Admitted())
 
-	p := b.Prepare([]config.Service{service("web", true, "a", "b", "c")})
+	p := b.Prepare(&config.Config{Services: []config.Service{service("web", true, "a", "b", "c")}})
 	if p.Admission("web", "a") != admitUp || p.Admission("web", "b") != admitDown || p.Admission("web", "c") != maglev.MakeAdmit(maglev.Draining, 0) {
-		t.Errorf("prepared %v", p.admits)
+		t.Errorf("prepared %v", p.ledger.services[0].admits)
 	}
-	if noticed(b.Admitted()) || len(b.Admissions()) != 2 {
+	if noticed(b.Admitted()) || len(b.ledger.index) != 2 {
 		t.Error("Prepare changed something")
 	}
 	// A report that comes in between is not lost.
@@ -114,11 +126,11 @@ func TestBookRefusesReports(t *testing.T) {
 	log, _ := newLog()
 	b := NewBook("", log)
 	commit(b, service("web", true, "a"))
-	if _, err := b.Report(HealthReport{Boot: "old", Source: "s", Sequence: 1, Backends: []BackendHealth{says("a", StateUp)}}); !errors.Is(err, ErrBoot) {
+	if _, err := b.Report(HealthReport{Boot: "old", Source: "s", Version: 1, Backends: []BackendHealth{says("a", StateUp)}}); !errors.Is(err, ErrBoot) {
 		t.Errorf("another boot: %v", err)
 	}
 	for name, r := range map[string]HealthReport{
-		"no source":     {Boot: b.boot, Sequence: 1},
+		"no source":     {Boot: b.boot, Version: 1},
 		"long source":   {Boot: b.boot, Source: strings.Repeat("x", 129)},
 		"unknown state": {Boot: b.boot, Source: "s", Backends: []BackendHealth{says("a", StateUp), says("a", StateUnknown)}},
 		"other state":   {Boot: b.boot, Source: "s", Backends: []BackendHealth{says("a", "sick")}},
@@ -132,7 +144,7 @@ func TestBookRefusesReports(t *testing.T) {
 	}
 }
 
-// A report that was overtaken on its way is not taken, and one of a sender that has started again is.
+// A report that was overtaken on its way is not taken.
 func TestBookIgnoresLateReports(t *testing.T) {
 	log, _ := newLog()
 	b := NewBook("", log)
@@ -141,12 +153,6 @@ func TestBookIgnoresLateReports(t *testing.T) {
 	report(t, b, 1, says("a", StateDown), says("b", StateUp))
 	if got := b.takes(); got != "ab" {
 		t.Errorf("a late report was taken: %s", got)
-	}
-	if _, err := b.Report(HealthReport{Boot: b.boot, Source: "another", Sequence: 1, Backends: []BackendHealth{says("a", StateDown)}}); err != nil {
-		t.Fatal(err)
-	}
-	if got := b.takes(); got != "b" {
-		t.Errorf("a report of a new source was not taken: %s", got)
 	}
 }
 
@@ -157,7 +163,7 @@ func TestBookMakesEvidenceFitToShow(t *testing.T) {
 	bad := says("a", StateDown)
 	bad.Evidence = "HTTP 503 \x1b[31mred\nnext\xff" + strings.Repeat("x", 1000)
 	report(t, b, 1, bad)
-	got := b.ledger.index[BackendKey{"web", "a"}].health.Evidence
+	got := b.ledger.backend(BackendKey{"web", "a"}).health.Evidence
 	if !strings.HasPrefix(got, "HTTP 503  [31mred next") || len(got) > 300 {
 		t.Errorf("got %q", got)
 	}
@@ -176,7 +182,7 @@ func TestBookWaitsForNewTargets(t *testing.T) {
 
 		commit(b, service("web", true, "a"))
 		first := b.Targets(t.Context(), "", 0)
-		if first.Generation != 1 || first.Boot == "" || len(first.Targets) != 1 {
+		if first.Generation != 1 || first.Boot == "" || len(first.Services) != 1 {
 			t.Errorf("first: %+v", first)
 		}
 		if got := b.Targets(t.Context(), "another boot", 1); got.Generation != 1 {
@@ -190,7 +196,7 @@ func TestBookWaitsForNewTargets(t *testing.T) {
 			commit(b, service("web", true, "a", "b"))
 		}()
 		begin = time.Now()
-		if got := b.Targets(t.Context(), first.Boot, 1); got.Generation != 2 || len(got.Targets) != 2 || time.Since(begin) != 10*time.Second {
+		if got := b.Targets(t.Context(), first.Boot, 1); got.Generation != 2 || len(got.Services[0].Backends) != 2 || time.Since(begin) != 10*time.Second {
 			t.Errorf("got %+v after %v", got, time.Since(begin))
 		}
 	})
