@@ -30,8 +30,6 @@ type daemon struct {
 	node     *forwarder.Node
 	book     *control.Book
 	stopping atomic.Bool
-	// signals makes a reader of what the node counts of connections to backends; nil: it counts nothing.
-	signals func() control.SignalReader
 
 	reloading sync.Mutex // one at a time; taken before mu
 	admitting sync.Mutex // held while admissions are read and brought into force, so that an older reading never comes last

@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"net/http"
 
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/internal/control"
@@ -53,10 +52,25 @@ func (d *daemon) Health(f control.EventFilter) (control.HealthDetail, error) {
 
 // Signals sends what the node's packets tell of backends; see control.Daemon.
 func (d *daemon) Signals(ctx context.Context, send func(control.SignalsLine) error) error {
-	if d.signals == nil {
-		return &control.APIError{Code: http.StatusNotImplemented, Message: "this daemon counts no signals of backends"}
+	r := signalReader{node: d.node.NewSignalReader()}
+	defer r.node.Close()
+	return control.FollowSignals(ctx, &r, send)
+}
+
+// signalReader gives what the node counts its form on the wire.
+type signalReader struct {
+	node *forwarder.SignalReader
+	out  []control.BackendSignals
+}
+
+// Read is that of control.SignalReader. What it returns is good until the next call.
+func (r *signalReader) Read() ([]control.BackendSignals, []string) {
+	signals, suspended := r.node.Read()
+	r.out = r.out[:0]
+	for i := range signals {
+		r.out = append(r.out, control.BackendSignals(signals[i]))
 	}
-	return control.FollowSignals(ctx, d.signals(), send)
+	return r.out, suspended
 }
 
 // notice keeps what the node has told of floods and overload.
