@@ -65,8 +65,10 @@ func TestListenForBenchmark(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = c.(*net.TCPConn).SetLinger(0)
-		c.Close()
+		go func() {
+			silent(c)
+			c.Close()
+		}()
 	}
 }
 

@@ -76,11 +76,17 @@ func (p *Prober) dial(ctx context.Context, network string, t *Target) (net.Conn,
 	if network == "udp" {
 		kind = unix.SOCK_DGRAM
 	}
-	s, err := connect(ctx, kind, 0, t.probed())
+	s, err := connect(ctx, kind, 0, t.probed(), t.glances())
 	if err != nil {
 		return nil, err // not s, which would be a net.Conn that is not nil
 	}
 	return s, nil
+}
+
+// glances says whether a SYN-ACK is all that the probe wants.
+func (t *Target) glances() bool {
+	c := t.Check
+	return c.Type == config.CheckTCP && c.TLS == nil && c.Send == "" && c.Expect.Body == "" && c.Expect.BodyRegexp == ""
 }
 
 // bound ties what is read and written to ctx.

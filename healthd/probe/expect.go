@@ -98,7 +98,7 @@ func (c *content) arrives(ctx context.Context, conn *connection, limit int) erro
 			if c.in(data) {
 				return nil
 			}
-			seen, look = len(data), len(data)+len(data)/8+1
+			seen, look = len(data), nextLook(len(data))
 		}
 		switch {
 		case err == nil, timedOut(err) && ctx.Err() == nil && time.Now().Before(deadline):
@@ -112,6 +112,9 @@ func (c *content) arrives(ctx context.Context, conn *connection, limit int) erro
 	}
 	return c.check(data)
 }
+
+// nextLook is at how many bytes to look again after n.
+func nextLook(n int) int { return n + n/8 + 1 }
 
 // percent reads a share of 0 to 100 percent: digits, and a sign after them that may be missing.
 func percent(s string) (int, bool) {

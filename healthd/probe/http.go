@@ -29,12 +29,9 @@ func (p *Prober) http(ctx context.Context, t *Target) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	speak, protocol := speakHTTP1, "http/1.1"
+	speak, protocol := speakHTTP1, "" // every server speaks it, whether it says so or not
 	if t.Check.Type == config.CheckHTTP2 {
 		speak, protocol = speakHTTP2, "h2"
-	}
-	if t.Check.Type == config.CheckHTTPS { // most servers say nothing about the version that every one of them speaks
-		protocol = ""
 	}
 	conn, err := p.open(ctx, t, protocol)
 	if err != nil {

@@ -1,6 +1,8 @@
 package probe
 
 import (
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"runtime"
@@ -31,6 +33,15 @@ func TestNothingIsLeft(t *testing.T) {
 			check.Timeout = config.Duration(timeout)
 			targets = append(targets, target(addr, check))
 		}
+	}
+	web := httptest.NewUnstartedServer(http.NotFoundHandler()) // answers well, if not what is wanted
+	web.Config.Protocols = new(http.Protocols)
+	web.Config.Protocols.SetHTTP1(true)
+	web.Config.Protocols.SetUnencryptedHTTP2(true)
+	web.Start()
+	t.Cleanup(web.Close)
+	for _, kind := range []config.CheckType{config.CheckHTTP, config.CheckHTTP2, config.CheckGRPC} {
+		targets = append(targets, target(netip.MustParseAddrPort(web.Listener.Addr().String()), config.Check{Type: kind}))
 	}
 	for _, c := range []config.Check{
 		{Type: config.CheckUDP}, {Type: config.CheckDNS, Query: &config.Query{Name: "example.org", Type: "A"}},

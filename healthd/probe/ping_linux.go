@@ -21,10 +21,10 @@ func (p *Prober) ping(ctx context.Context, t *Target) (outcome, error) {
 	if addr.Addr().Is6() {
 		protocol, request, reply = unix.IPPROTO_ICMPV6, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply
 	}
-	c, err := connect(ctx, kind, protocol, addr)
+	c, err := connect(ctx, kind, protocol, addr, false)
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 		kind = unix.SOCK_RAW
-		c, err = connect(ctx, kind, protocol, addr)
+		c, err = connect(ctx, kind, protocol, addr, false)
 	}
 	if errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
 		return outcome{}, lack("ping needs the group of sluice-healthd in net.ipv4.ping_group_range, or CAP_NET_RAW (AmbientCapabilities= of the unit)")

@@ -14,8 +14,8 @@
 //
 // Connections are sockets made here (socket_linux.go), or come from [Options.Dial] for checks that go the way data goes. HTTP/1.1
 // is spoken over them with [http.ReadResponse], HTTP/2 with [http.Transport]. gRPC's one call is a POST over HTTP/2 with two
-// small messages, made and read here: the library for it would be as large as the rest of sluice-healthd, and brings
-// its own ideas about connecting again.
+// small messages, made and read here: the library for it would add 6 MB to the 9 MB of sluice-healthd, and brings its own ideas
+// of when to connect again, and of what went wrong.
 //
 // Programs of exec checks are run through the program itself, see [Exec].
 package probe

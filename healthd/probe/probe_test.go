@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -42,7 +43,7 @@ func target(addr netip.AddrPort, c config.Check) *Target {
 	return &Target{Service: "web", Backend: "web-1", Address: addr.Addr(), VIP: netip.MustParseAddr("192.0.2.10"), Check: &c}
 }
 
-// wanted is what a probe is to see: part of the evidence, and one of these.
+// verdict is what a result comes to.
 type verdict int
 
 const (
@@ -120,7 +121,13 @@ func refusing(t testing.TB) netip.AddrPort {
 // full is a listener whose queue is full and which never accepts: a SYN to it gets no answer.
 func full(t testing.TB) netip.AddrPort {
 	t.Helper()
-	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	addr, _ := fullListener(t)
+	return addr
+}
+
+func fullListener(t testing.TB) (addr netip.AddrPort, fd int) {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_NONBLOCK, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +142,7 @@ func full(t testing.TB) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(name.(*syscall.SockaddrInet4).Port))
+	addr = netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(name.(*syscall.SockaddrInet4).Port))
 	for range 4 {
 		c, err := net.DialTimeout("tcp", addr.String(), 50*time.Millisecond)
 		if err != nil {
@@ -143,7 +150,7 @@ func full(t testing.TB) netip.AddrPort {
 		}
 		t.Cleanup(func() { c.Close() })
 	}
-	return addr
+	return addr, fd
 }
 
 // What a server can do wrong.
@@ -261,10 +268,8 @@ func TestTCP(t *testing.T) {
 // A byte at a time is looked at a number of times that grows with the logarithm of what came.
 func TestDrippingAnswerIsNotLookedAtForEachByte(t *testing.T) {
 	looks, look := 0, 1
-	for n := range defaultLimit {
-		if n+1 >= look {
-			looks, look = looks+1, n+1+(n+1)/8+1
-		}
+	for ; look < defaultLimit; look = nextLook(look) {
+		looks++
 	}
 	if looks > 100 {
 		t.Errorf("%d looks at %d bytes", looks, defaultLimit)
@@ -275,7 +280,7 @@ func TestDrippingAnswerIsNotLookedAtForEachByte(t *testing.T) {
 func TestHedging(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		lost  int // how many attempts are never answered
+		lost  int32 // how many attempts are never answered
 		after time.Duration
 		good  bool
 	}{
@@ -286,9 +291,9 @@ func TestHedging(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				tried := 0
+				var tried atomic.Int32
 				dial := func(ctx context.Context, _ string) (net.Conn, error) {
-					if tried++; tried <= c.lost {
+					if tried.Add(1) <= c.lost {
 						<-ctx.Done()
 						return nil, ctx.Err()
 					}
@@ -307,15 +312,32 @@ func TestHedging(t *testing.T) {
 	}
 }
 
+// A SYN that the kernel would send again after a second only is no failure: here the first one meets a full queue.
+func TestLostSYN(t *testing.T) {
+	addr, fd := fullListener(t)
+	room := time.AfterFunc(100*time.Millisecond, func() {
+		for range 8 {
+			if c, _, err := syscall.Accept(fd); err == nil {
+				_ = syscall.Close(c)
+			}
+		}
+	})
+	defer room.Stop()
+	to := target(addr, config.Check{Type: config.CheckTCP, Timeout: config.Duration(900 * time.Millisecond)})
+	if r := expect(t, New(Options{}), to, good, "connected"); r.Latency < 300*time.Millisecond {
+		t.Errorf("took %v: the first SYN was answered", r.Latency)
+	}
+}
+
 // An attempt that succeeds after another did is closed.
 func TestLateConnectionIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tried := 0
-		var late net.Conn
+		var tried atomic.Int32
+		late := make(chan net.Conn, 1)
 		dial := func(ctx context.Context, _ string) (net.Conn, error) {
 			mine, other := net.Pipe()
-			if tried++; tried == 1 {
-				late = other
+			if tried.Add(1) == 1 {
+				late <- other
 				time.Sleep(2 * time.Second) // does not look at ctx
 			}
 			return mine, nil
@@ -327,7 +349,7 @@ func TestLateConnectionIsClosed(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 		synctest.Wait()
-		if _, err := late.Write([]byte("x")); err != io.ErrClosedPipe {
+		if _, err := (<-late).Write([]byte("x")); err != io.ErrClosedPipe {
 			t.Errorf("the late connection is open: %v", err)
 		}
 	})
