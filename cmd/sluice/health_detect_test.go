@@ -227,7 +227,7 @@ func (r *detectRig) detect(t *testing.T, f healthFault, victim string, table *ta
 			t.Errorf("%s: %s was back for %v and takes no flows", system, victim, back)
 		}
 		if since.lost != 0 {
-			t.Errorf("%s: %d lost since it takes flows again: %v", system, since.lost, since.why)
+			t.Errorf("%s: %d lost since it takes flows again, the last one %s after that: %v", system, since.lost, after(since.lastLost, answered), since.why)
 		}
 	}
 }

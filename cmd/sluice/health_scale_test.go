@@ -23,8 +23,14 @@ import (
 	"github.com/sluice-lb/sluice/testenv"
 )
 
-// Ten thousand backends are as many addresses of one namespace.
-const scaleBackends = 10_000
+// Ten thousand backends are as many addresses of one namespace; through the tunnel a thousand, since an agent takes packets to no
+// more. Ten services have a thousand each, and ports of their own: what is probed alike is probed once.
+const (
+	scaleBackends = 10_000
+	scaleServices = 10
+	scaleEach     = scaleBackends / scaleServices
+	scalePort     = 8080 // the first service's
+)
 
 var scaleNetwork = netip.MustParsePrefix("10.128.0.0/18")
 
@@ -122,7 +128,6 @@ func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, 
 		measured = 30 * time.Second
 		settle   = 12 * time.Second // until statistics of all probes have been told
 		ready    = 2 * time.Minute
-		port     = 8080
 	)
 	env := testenv.ForTest(t)
 	node, err := env.Namespace("node")
@@ -139,34 +144,42 @@ func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, 
 		t.Fatalf("%v\n%s", err, out)
 	}
 	dir := t.TempDir()
+	var addresses []netip.Addr
+	for a := scaleNetwork.Addr(); len(addresses) < scaleBackends; {
+		a = a.Next()
+		addresses = append(addresses, a)
+	}
 	if via == config.ViaTunnel {
-		must(t, addAddresses(backend, filepath.Join(dir, "addresses"))) // the agent takes what is for those of its host
+		addresses = addresses[:scaleEach]
+		for _, a := range addresses {
+			must(t, backend.AddAddr("eth0", netip.PrefixFrom(a, 32)))
+		}
 		agent, err := backend.Start(testenv.Cmd{Path: filepath.Join(bin, "sluice-agent"), Args: []string{"run", "--interface", "eth0", "--vip", testVIP4.String(), "--state-dir", filepath.Join(dir, "agent")}})
 		must(t, err)
 		must(t, agent.WaitOutput(10*time.Second, "taking packets"))
 	}
-	l, err := backend.Listen("tcp4", fmt.Sprintf(":%d", port))
-	must(t, err)
 	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
 	defer server.Close()
-	go func() { _ = server.Serve(l) }()
-
-	service := control.TargetService{
-		Name: "web", VIP: testVIP4, Protocol: "tcp", Forward: "ipip", Scheduler: "maglev", Passive: config.Passive{Mode: config.PassiveOff},
-		Check: &config.Check{Type: check, Port: port, Via: via, Jitter: 10, Rise: usual.rise, Fall: usual.fall, Path: "/", Expect: config.Expect{Limit: 64 << 10},
-			Interval: config.Duration(interval), FastInterval: config.Duration(interval), Timeout: config.Duration(usual.timeout)},
+	f := &scaleForwarder{state: map[string]control.State{}, made: map[string]uint64{}, targets: control.Targets{Boot: "scale", Generation: 1}}
+	for i := range scaleServices {
+		port := uint16(scalePort + i)
+		l, err := backend.Listen("tcp4", fmt.Sprintf(":%d", port))
+		must(t, err)
+		go func() { _ = server.Serve(l) }()
+		service := control.TargetService{
+			Name: fmt.Sprintf("web%d", i+1), VIP: testVIP4, Protocol: "tcp", Forward: "ipip", Scheduler: "maglev", Passive: config.Passive{Mode: config.PassiveOff},
+			Check: &config.Check{Type: check, Port: port, Via: via, Jitter: 10, Rise: usual.rise, Fall: usual.fall, Expect: config.Expect{Limit: 64 << 10},
+				Interval: config.Duration(interval), FastInterval: config.Duration(interval), Timeout: config.Duration(usual.timeout)},
+		}
+		if check.HTTP() {
+			service.Check.Path, service.Check.Expect.Status = "/", config.Ranges{"200-399"}
+		}
+		for j := range scaleEach {
+			n := i*scaleEach + j
+			service.Backends = append(service.Backends, control.TargetBackend{Name: fmt.Sprintf("web-%d", n+1), Address: addresses[n%len(addresses)]})
+		}
+		f.targets.Services = append(f.targets.Services, service)
 	}
-	if check.HTTP() {
-		service.Check.Expect.Status = config.Ranges{"200-399"}
-	} else {
-		service.Check.Path = ""
-	}
-	address := scaleNetwork.Addr()
-	for i := range scaleBackends {
-		address = address.Next()
-		service.Backends = append(service.Backends, control.TargetBackend{Name: fmt.Sprintf("web-%d", i+1), Address: address})
-	}
-	f := &scaleForwarder{state: map[string]control.State{}, made: map[string]uint64{}, targets: control.Targets{Boot: "scale", Generation: 1, Services: []control.TargetService{service}}}
 	socket := filepath.Join(dir, "control.sock")
 	control, err := net.Listen("unix", socket)
 	must(t, err)
@@ -205,7 +218,7 @@ func healthScale(t *testing.T, table *tabwriter.Writer, check config.CheckType, 
 	if n := f.up(); n != scaleBackends {
 		t.Errorf("%d of %d backends are up", n, scaleBackends)
 	}
-	if least := 0.9 * scaleBackends / interval.Seconds() * took.Seconds(); float64(n) < least {
+	if least := 0.8 * scaleBackends / interval.Seconds() * took.Seconds(); float64(n) < least {
 		t.Errorf("%d probes in %v, want %.0f", n, took, least)
 	}
 	must(t, healthd.Stop(10*time.Second))
@@ -242,19 +255,4 @@ func residentSize(t testing.TB, pid int) int {
 	}
 	must(t, errors.New("no VmRSS"))
 	return 0
-}
-
-// addAddresses gives a namespace the addresses of all backends, on its loopback.
-func addAddresses(ns *testenv.Namespace, file string) error {
-	var batch strings.Builder
-	address := scaleNetwork.Addr()
-	for range scaleBackends {
-		address = address.Next()
-		fmt.Fprintf(&batch, "addr add %s/32 dev lo\n", address)
-	}
-	if err := os.WriteFile(file, []byte(batch.String()), 0o600); err != nil {
-		return err
-	}
-	_, err := ns.Run(time.Minute, testenv.Cmd{Path: "ip", Args: []string{"-batch", file}})
-	return err
 }
