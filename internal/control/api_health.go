@@ -27,7 +27,7 @@ type Health struct {
 // State is what health says about whether a backend lives.
 type State string
 
-// The states of health. Reports do not carry StateNone, nor StateUnknown.
+// The states of health. Reports do not carry StateUnknown, and StateNone only of a service without a check.
 const (
 	StateUnknown   State = "unknown" // nothing is known yet
 	StateUp        State = "up"

@@ -84,9 +84,10 @@ func (h *BackendHealth) check() error {
 		return fmt.Errorf("health report: %s/%s: %s", h.Service, h.Backend, fmt.Sprintf(format, args...))
 	}
 	switch h.State {
-	case StateUp, StateGoingDown, StateDown, StateGoingUp:
+	case StateUp, StateGoingDown, StateDown, StateGoingUp, StateNone:
 	default:
-		return wrong("state %q, %s, %s, %s or %s is expected; leave out what is not known", h.State, StateUp, StateGoingDown, StateDown, StateGoingUp)
+		return wrong("state %q, %s, %s, %s or %s is expected, or %s without a check; leave out what is not known",
+			h.State, StateUp, StateGoingDown, StateDown, StateGoingUp, StateNone)
 	}
 	if h.Asks != nil && (*h.Asks < 0 || *h.Asks > 100) {
 		return wrong("it asks for %d %%, 0 to 100 are expected", *h.Asks)
@@ -144,7 +145,7 @@ func (b *ledgerBackend) take(h *Health, now time.Time) {
 	if h.EjectedMS > 0 {
 		b.ejected = now.Add(time.Duration(h.EjectedMS) * time.Millisecond)
 	}
-	if b.health.State == StateNone {
+	if b.health.State == StateNone || h.State == StateNone { // or the health daemon does not know yet that there is a check, or none
 		b.health.Ejected = h.Ejected
 		return
 	}

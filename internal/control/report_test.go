@@ -292,3 +292,18 @@ func TestSavedHealthIsCertain(t *testing.T) {
 		t.Errorf("got %+v", got)
 	}
 }
+
+// A service without check has no health but ejections, and a report that does not know of a check yet changes nothing else.
+func TestReportsWithoutCheck(t *testing.T) {
+	log, _ := newLog()
+	b := NewBook("", log)
+	commit(b, service("web", false, "a", "b"))
+	ejected := has("a", func(h *Health) { *h = Health{State: StateNone, EjectedMS: 5000, Ejected: "silent"} })
+	if _, err := b.Report(said(b, "lb1/1", 0, 1, ejected, has("b", func(h *Health) { *h = Health{State: StateNone} }))); err != nil || b.takes() != "b" {
+		t.Fatalf("an ejection without a check: %v, takes %s", err, b.takes())
+	}
+	commit(b, service("web", true, "a", "b"))
+	if _, err := b.Report(said(b, "lb1/1", 1, 2, has("a", func(h *Health) { *h = Health{State: StateNone} }))); err != nil || b.takes() != "ab" {
+		t.Errorf("a report from before there was a check: %v, takes %s", err, b.takes())
+	}
+}
