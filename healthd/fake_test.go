@@ -165,6 +165,13 @@ func (f *fake) health(name string) control.Health {
 	return f.known[name]
 }
 
+// stat is the statistics that were told last of a backend's check, or readiness check.
+func (f *fake) stat(name string, readiness bool) control.ProbeStats {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.stats[fmt.Sprint(name, " ", readiness)]
+}
+
 // taken returns all reports so far, and when they came.
 func (f *fake) taken() ([]control.HealthReport, []time.Time) {
 	f.mu.Lock()

@@ -139,7 +139,7 @@ func New(f Forwarder, o Options) *Daemon {
 // Run watches and reports until ctx is done, and returns when every probe has ended. The forwarder need not be there:
 // it is looked for as long as it takes.
 func (d *Daemon) Run(ctx context.Context) error {
-	d.schedule = newSchedule(ctx, d.most, d.probeOnce)
+	d.schedule = newSchedule(ctx, d.most, d.probeOnce, d.crowded)
 	d.pulse.base = time.Now()
 	var all sync.WaitGroup
 	all.Go(func() { d.pulse.serve(ctx, d.resumed) })
@@ -251,6 +251,12 @@ func (d *Daemon) step(w *watched, e verdict.Event, now time.Time) {
 		d.log.Log(context.Background(), level, "backend is "+t.To, "service", w.service, "backend", w.backend, "address", w.address,
 			"was", t.From, "cause", string(t.Cause), "evidence", t.Evidence)
 	}
+}
+
+// crowded is called when probes begin to wait for others.
+func (d *Daemon) crowded() {
+	d.log.Warn("as many probes are under way as may be, and others come late: raise the limit on open files, the intervals, or look why probes take long",
+		"most", d.most)
 }
 
 // resumed is called after a pause of the process.

@@ -37,11 +37,11 @@ func TestLearnsAndReports(t *testing.T) {
 		if since := f.health("web/web-2").Since; time.Since(since) > 14*time.Second || since.IsZero() {
 			t.Errorf("down since %v", since)
 		}
-		s := f.stats["web/web-1 false"]
+		s := f.stat("web/web-1", false)
 		if s.Good < 4 || s.Bad != 0 || s.P50 < 2900 || s.P99 > 3600 || time.Since(s.Last) > 13*time.Second {
 			t.Errorf("statistics: %+v", s)
 		}
-		if s := f.stats["web/web-2 false"]; s.Bad < 4 || s.Good != 0 || s.LastError != "connection refused" {
+		if s := f.stat("web/web-2", false); s.Bad < 4 || s.Good != 0 || s.LastError != "connection refused" {
 			t.Errorf("statistics: %+v", s)
 		}
 	})
@@ -244,7 +244,7 @@ func TestReadiness(t *testing.T) {
 		if two.State != control.StateUp || two.Unready != "3 of 3 probes failed: HTTP 503" {
 			t.Errorf("not ready: %+v", two)
 		}
-		if s := f.stats["web/web-2 true"]; s.Bad < 4 {
+		if s := f.stat("web/web-2", true); s.Bad < 4 {
 			t.Errorf("statistics of readiness: %+v", s)
 		}
 		w.set("10.0.0.2:8080", "")

@@ -19,14 +19,15 @@ type schedule struct {
 	base time.Time       // what phases count from
 	// run makes a probe, and says whether the next one is to come fast. It ends soon after ctx.
 	run func(ctx context.Context, m *monitor) (fast bool)
-	// most is how many probes may be under way at once; what is due then waits, which late counts.
-	most int
+	// most is how many probes may be under way at once; what is due then waits, and crowded is called when that begins.
+	most    int
+	crowded func()
 
 	mu      sync.Mutex
 	waiting dueHeap
 	phases  float64 // handed out so far
 	running int
-	late    uint64
+	waits   bool          // something that is due waits for a place
 	todo    chan *monitor // to a goroutine that has nothing to do: its stack has grown already
 	wake    chan struct{} // capacity 1: the first in waiting has changed, or a place is free
 	ended   sync.WaitGroup
@@ -58,8 +59,8 @@ func (h *dueHeap) Pop() any {
 // nowhere is the place of a monitor that does not wait: its probe is under way, or it was removed.
 const nowhere = -1
 
-func newSchedule(ctx context.Context, most int, run func(context.Context, *monitor) bool) *schedule {
-	return &schedule{ctx: ctx, base: time.Now(), run: run, most: most, todo: make(chan *monitor), wake: make(chan struct{}, 1)}
+func newSchedule(ctx context.Context, most int, run func(context.Context, *monitor) bool, crowded func()) *schedule {
+	return &schedule{ctx: ctx, base: time.Now(), run: run, most: most, crowded: crowded, todo: make(chan *monitor), wake: make(chan struct{}, 1)}
 }
 
 // add puts monitors into the schedule. Their first probes come soon, but not all at once.
@@ -126,15 +127,15 @@ func (s *schedule) start() (wait time.Duration) {
 			return wait
 		}
 		if s.running >= s.most {
-			if !m.late {
-				m.late = true
-				s.late++
+			if !s.waits {
+				s.waits = true
+				s.crowded()
 			}
 			return time.Hour // until a place is free
 		}
 		heap.Pop(&s.waiting)
-		m.late = false
 		s.running++
+		s.waits = s.waits && s.running > s.most/2
 		select {
 		case s.todo <- m:
 		default:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -50,10 +51,16 @@ func TestMostProbesAtOnce(t *testing.T) {
 		}
 		f, w := newFake(web(numbers...)), newWorld()
 		w.took = time.Second
-		start(t, f, w)
+		logs := start(t, f, w)
 		time.Sleep(20 * time.Second)
-		if w.most != 100 {
-			t.Errorf("%d probes at once, 100 may be", w.most)
+		w.mu.Lock()
+		most := w.most
+		w.mu.Unlock()
+		if most != 100 {
+			t.Errorf("%d probes at once, 100 may be", most)
+		}
+		if n := strings.Count(logs.String(), "others come late"); n != 1 {
+			t.Errorf("said %d times that probes come late", n)
 		}
 		if n := w.total(); n < 1900 || n > 2000 {
 			t.Errorf("%d probes in 20 s, at most 100 a second", n)
@@ -68,7 +75,7 @@ func TestMostProbesAtOnce(t *testing.T) {
 func TestPhase(t *testing.T) {
 	m := &monitor{check: check(80), phase: 0.25}
 	m.check.Jitter = 0
-	s := newSchedule(context.Background(), 1, nil)
+	s := newSchedule(context.Background(), 1, nil, nil)
 	at := s.base.Add(17*time.Second + 123*time.Millisecond)
 	for _, row := range []struct {
 		took, want time.Duration

@@ -42,7 +42,6 @@ type monitor struct {
 	due   time.Time
 	phase float64 // of the interval, 0 to 1
 	place int     // in the heap
-	late  bool    // it is due, and has been counted as late
 	ctx   context.Context
 	stop  context.CancelFunc
 
