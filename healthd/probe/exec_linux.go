@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -72,7 +73,6 @@ func limitedExec(memory, path string, args []string) error {
 	}{
 		{"RLIMIT_CORE", unix.RLIMIT_CORE, 0},
 		{"RLIMIT_NOFILE", unix.RLIMIT_NOFILE, execFiles},
-		{"RLIMIT_AS", unix.RLIMIT_AS, bytes}, // last: this process has more than that
 	} {
 		// A hard limit of the process may be lower already, and cannot be raised.
 		var now unix.Rlimit
@@ -84,7 +84,19 @@ func limitedExec(memory, path string, args []string) error {
 			return fmt.Errorf("%s: %w", l.name, err)
 		}
 	}
-	return syscall.Exec(path, args, environment)
+	// This process has more than the program may have, and cannot grow from here on. So it is the soft limit alone, to be taken
+	// back if there is something to be said.
+	debug.SetGCPercent(-1)
+	var now unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_AS, &now); err != nil {
+		return fmt.Errorf("RLIMIT_AS: %w", err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_AS, &unix.Rlimit{Cur: min(bytes, now.Max), Max: now.Max}); err != nil {
+		return fmt.Errorf("RLIMIT_AS: %w", err)
+	}
+	err = syscall.Exec(path, args, environment)
+	_ = unix.Setrlimit(unix.RLIMIT_AS, &now)
+	return err
 }
 
 // exec runs a program.
