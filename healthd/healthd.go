@@ -41,8 +41,8 @@ import (
 type Forwarder interface {
 	// Targets returns what to watch, as soon as that is not what boot and generation name, or after wait.
 	Targets(ctx context.Context, boot string, generation uint64, wait time.Duration) (control.Targets, error)
-	// Report hands over what is known. It fails with control.ErrBoot if the forwarder lacks what the report builds on: it wants
-	// everything; and with a control.APIError of code 423 while another health daemon reports.
+	// Report hands over what is known. After control.ErrBoot (the forwarder has started again) and control.ErrResync (it lacks what the
+	// report builds on) it wants everything. While another health daemon reports, the error is a control.APIError of code 423.
 	Report(ctx context.Context, report control.HealthReport) (control.HealthAnswer, error)
 	// Signals calls each with the lines of the forwarder's counts until ctx ends, the forwarder does, or each fails.
 	Signals(ctx context.Context, each func(control.SignalsLine) error) error
@@ -168,7 +168,7 @@ func (d *Daemon) follow(ctx context.Context) {
 			if backoff == 0 {
 				d.log.Warn("the forwarder does not say what to watch; what is known is watched on", "error", err)
 			}
-			backoff = min(max(firstBackoff, 2*backoff), maxBackoff)
+			backoff = longer(backoff)
 			sleep(ctx, backoff)
 			continue
 		case backoff > 0:
@@ -262,6 +262,11 @@ func (d *Daemon) crowded() {
 // resumed is called after a pause of the process.
 func (d *Daemon) resumed(gap time.Duration) {
 	d.log.Warn("this process did not run for a while: probes that failed meanwhile do not count", "pause", gap.Round(time.Millisecond))
+}
+
+// longer is the next backoff after one; 0: there was none.
+func longer(backoff time.Duration) time.Duration {
+	return min(max(firstBackoff, 2*backoff), maxBackoff)
 }
 
 // signal leaves a note in a channel of capacity 1.

@@ -122,6 +122,6 @@ func (d *Daemon) tell(ctx context.Context, t *teller, r control.HealthReport) bo
 		}
 	}
 	t.taken = 0
-	t.backoff = min(max(firstBackoff, 2*t.backoff), maxBackoff)
+	t.backoff = longer(t.backoff)
 	return false
 }

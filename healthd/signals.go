@@ -85,7 +85,7 @@ func (d *Daemon) readSignals(ctx context.Context) {
 		if backoff == 0 {
 			d.log.Warn("the forwarder does not tell how connections fare: backends are watched by probes alone", "error", err)
 		}
-		backoff = min(max(firstBackoff, 2*backoff), maxBackoff)
+		backoff = longer(backoff)
 		sleep(ctx, backoff)
 	}
 }

@@ -35,20 +35,20 @@ func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool)
 	now := time.Now()
 	for i := range targets.Services {
 		s := &targets.Services[i]
-		settings := settingsOf(s)
+		settings, check, ready := settingsOf(s), identity(s.Check), identity(s.Readiness)
 		for _, b := range s.Backends {
 			k := key{s.Name, b.Name}
 			w := d.watched[k]
 			switch {
 			case w == nil || w.address != b.Address || w.checked != (s.Check != nil):
 				w = &watched{key: k, address: b.Address, checked: s.Check != nil, judged: verdict.New(settings), settings: settings}
-			case w.settings != settings || !sameCheck(w.check, s.Check) || !sameCheck(w.ready, s.Readiness):
+			case w.settings != settings || w.check.identity() != check || w.ready.identity() != ready:
 				w.settings = settings
 				d.step(w, verdict.Reconfigured{Settings: settings}, now)
 			}
 			w.passive, w.out = s.Passive, b.Out
-			w.check = d.monitorOf(monitors, s, w, s.Check, false, &targets.Tunnel)
-			w.ready = d.monitorOf(monitors, s, w, s.Readiness, true, &targets.Tunnel)
+			w.check = d.monitorOf(monitors, s, w, s.Check, check, false, &targets.Tunnel)
+			w.ready = d.monitorOf(monitors, s, w, s.Readiness, ready, true, &targets.Tunnel)
 			watchedNow[k] = w
 			d.order = append(d.order, w)
 		}
@@ -66,7 +66,7 @@ func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool)
 			removed++
 		}
 	}
-	// In the order of the file, so that phases are spread over neighbours.
+	// In an order of their own: phases are the same whenever the same probes are added.
 	slices.SortFunc(added, func(a, b *monitor) int { return strings.Compare(a.id, b.id) })
 	var gone []*watched
 	for k, w := range d.watched {
@@ -87,15 +87,11 @@ func (d *Daemon) apply(ctx context.Context, targets control.Targets) (news bool)
 	return true
 }
 
-func sameCheck(m *monitor, c *config.Check) bool {
-	if m == nil || c == nil {
-		return m == nil && c == nil
-	}
-	return identity(c) == identity(m.check)
-}
-
-// identity is a check without what it decides: how it probes.
+// identity is a check without what it decides: how it probes. It is empty if there is none.
 func identity(c *config.Check) string {
+	if c == nil {
+		return ""
+	}
 	how := *c
 	how.Rise, how.Fall = 0, 0
 	text, err := json.Marshal(&how)
@@ -105,13 +101,21 @@ func identity(c *config.Check) string {
 	return string(text)
 }
 
-// monitorOf returns the monitor for a check of a backend, from those that are in list already, or from those of before, or a new one,
+// identity is that of the monitor's check. m may be nil.
+func (m *monitor) identity() string {
+	if m == nil {
+		return ""
+	}
+	return m.how
+}
+
+// monitorOf returns the monitor for a check of a backend, whose identity is how, from those that are in list already, or from those of before, or a new one,
 // and has it serve the backend. d.mu is held.
-func (d *Daemon) monitorOf(list map[string]*monitor, s *control.TargetService, w *watched, c *config.Check, readiness bool, t *control.TargetTunnel) *monitor {
+func (d *Daemon) monitorOf(list map[string]*monitor, s *control.TargetService, w *watched, c *config.Check, how string, readiness bool, t *control.TargetTunnel) *monitor {
 	if c == nil {
 		return nil
 	}
-	id := w.address.String() + " " + identity(c)
+	id := w.address.String() + " " + how
 	target := probe.Target{Service: w.service, Backend: w.backend, Address: w.address, VIP: s.VIP, Check: c}
 	switch {
 	case c.Type == config.CheckExec: // it is told whom it probes
@@ -126,7 +130,7 @@ func (d *Daemon) monitorOf(list map[string]*monitor, s *control.TargetService, w
 	m := list[id]
 	if m == nil {
 		if m = d.monitors[id]; m == nil {
-			m = &monitor{id: id, target: target, check: c, place: nowhere}
+			m = &monitor{id: id, how: how, target: target, check: c, place: nowhere}
 		}
 		m.users = nil
 		list[id] = m

@@ -35,6 +35,7 @@ type watched struct {
 // name, with equal checks, is probed once.
 type monitor struct {
 	id     string
+	how    string // identity of check
 	target probe.Target
 	check  *config.Check
 
@@ -128,12 +129,12 @@ func (w *watched) health(now time.Time) (h control.Health, known bool) {
 
 // stats are those of a backend's probes.
 func (w *watched) stats() (list []control.ProbeStats) {
-	for _, m := range []*monitor{w.check, w.ready} {
+	for i, m := range []*monitor{w.check, w.ready} {
 		if m == nil || m.good+m.bad == 0 {
 			continue
 		}
 		list = append(list, control.ProbeStats{
-			Service: w.service, Backend: w.backend, Readiness: m == w.ready && m != w.check, Good: m.good, Bad: m.bad, Last: m.last, LastError: m.lastError,
+			Service: w.service, Backend: w.backend, Readiness: i == 1, Good: m.good, Bad: m.bad, Last: m.last, LastError: m.lastError,
 			P50: m.latency.percentile(0.5), P90: m.latency.percentile(0.9), P99: m.latency.percentile(0.99),
 		})
 	}

@@ -13,14 +13,11 @@ const maxAgentLine = 256
 
 // agent reads one line of words, as HAProxy's agent-check has it.
 func (p *Prober) agent(ctx context.Context, t *Target) (outcome, error) {
-	conn, err := p.open(ctx, t, "")
+	conn, err := p.address(ctx, t)
 	if err != nil {
 		return outcome{}, err
 	}
 	defer conn.Close()
-	if err := conn.send(t.Check.Send); err != nil {
-		return outcome{}, err
-	}
 	line, err := bufio.NewReaderSize(io.LimitReader(conn, maxAgentLine), maxAgentLine).ReadString('\n')
 	switch {
 	case err == nil, ended(err) && line != "": // the end of a connection ends the line, too

@@ -87,8 +87,8 @@ func bound(ctx context.Context, c net.Conn) *connection {
 	return &connection{c, c, context.AfterFunc(ctx, func() { _ = c.SetDeadline(longAgo) })}
 }
 
-// hedged makes so many attempts at once, and another beside them each time that pause has passed, until there were as many as are
-// made; attempt is told which one it is, from 0. It returns the first connection, or the first error: a backend that refuses one
+// hedged makes so many attempts at once, and another beside them each time that pause has passed, as many as attempts in all; attempt is
+// told which one it is, from 0. It returns the first connection, or the first error: a backend that refuses one
 // refuses all. What comes later is closed.
 func hedged(ctx context.Context, atOnce int, pause time.Duration, attempt func(ctx context.Context, n int) (net.Conn, error)) (net.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)

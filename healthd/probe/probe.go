@@ -12,7 +12,7 @@
 // What a probe fails for is either the backend's doing, or the node's: then [Result.Nothing] is set, and it says nothing about the
 // backend. Either way there is one line of words for the operator.
 //
-// Connections are sockets made here (socket_linux.go), or come from [Options.Dial] for checks that go the way data goes. HTTP/1.1
+// Connections are sockets made here (socket_linux.go), or come from [Target.Dial] for checks that go the way data goes. HTTP/1.1
 // is spoken over them with [http.ReadResponse], HTTP/2 with [http.Transport]. gRPC's one call is a POST over HTTP/2 with two
 // small messages, made and read here: the library for it would add 6 MB to the 9 MB of sluice-healthd, and brings its own ideas
 // of when to connect again, and of what went wrong.

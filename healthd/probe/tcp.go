@@ -61,14 +61,11 @@ func (p *Prober) tcp(ctx context.Context, t *Target) (outcome, error) {
 	if err != nil {
 		return outcome{}, err
 	}
-	conn, err := p.open(ctx, t, "")
+	conn, err := p.address(ctx, t)
 	if err != nil {
 		return outcome{}, err
 	}
 	defer conn.Close()
-	if err := conn.send(t.Check.Send); err != nil {
-		return outcome{}, err
-	}
 	if expected.any() {
 		if t.Check.TLS != nil {
 			return saw("connected with TLS"), nil
@@ -79,6 +76,19 @@ func (p *Prober) tcp(ctx context.Context, t *Target) (outcome, error) {
 		return outcome{}, after("connected", err)
 	}
 	return saw("connected, answer has " + expected.words), nil
+}
+
+// address connects to t, and sends what its check has to send.
+func (p *Prober) address(ctx context.Context, t *Target) (*connection, error) {
+	conn, err := p.open(ctx, t, "")
+	if err != nil {
+		return nil, err
+	}
+	if err := conn.send(t.Check.Send); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 // send writes what a check has to send, if anything.

@@ -121,7 +121,6 @@ type View struct {
 	// EjectedUntil is when an ejection ends, zero when there is none.
 	EjectedUntil    time.Time
 	EjectedEvidence string
-	Flaps           int // falls of late, each counting half as much after five minutes; rounded, and not counted beyond five
 }
 
 // View returns what is known of b, as of its last event.
@@ -132,7 +131,6 @@ func (b *Backend) View() View {
 		Ready:   b.ready == ready, ReadyEvidence: b.readyEvidence,
 		Weight:       b.weight(),
 		EjectedUntil: b.until, EjectedEvidence: b.ejectedEvidence,
-		Flaps: b.falls(),
 	}
 }
 

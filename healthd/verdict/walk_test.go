@@ -96,8 +96,8 @@ func (w *walker) step(t *testing.T, e Event, d time.Duration) (Transition, bool)
 	if left := after.EjectedUntil.Sub(w.now); !after.EjectedUntil.IsZero() && (left <= 0 || left > 24*time.Hour) {
 		t.Fatalf("an ejection that lasts for another %v", left)
 	}
-	if after.Flaps < 0 || after.Flaps > mostFalls {
-		t.Fatalf("%d flaps", after.Flaps)
+	if falls := w.b.falls(); falls < 0 || falls > mostFalls {
+		t.Fatalf("%d falls", falls)
 	}
 	if told && (tr.At != w.now || tr.Evidence == "" || tr.Cause == "") {
 		t.Fatalf("%+v at %v", tr, w.now)
@@ -287,7 +287,7 @@ func TestDeploysAreNotPunished(t *testing.T) {
 			now = now.Add(time.Second)
 		}
 		if got := b.View().State; got != Up {
-			t.Fatalf("deploy %d: %v after %d good probes, %d flaps", deploy+1, got, s.Rise, b.View().Flaps)
+			t.Fatalf("deploy %d: %v after %d good probes, %d flaps", deploy+1, got, s.Rise, b.falls())
 		}
 	}
 }

@@ -243,18 +243,10 @@ func (b *Book) Fill(s *Status) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	w := &b.writer
-	s.Health = HealthStatus{
-		Source: w.source, Version: w.version, Reported: w.reported, AgeMS: b.age(now).Milliseconds(), Stale: b.stale(now), Unsaved: b.unsaved,
-	}
+	s.Health = b.status(now)
 	s.Events = make(map[string]uint64, len(Kinds))
 	for _, k := range Kinds {
 		s.Events[string(k)] = b.events.counts[k]
-	}
-	for _, in := range b.ledger.services {
-		for i := range in.backends {
-			s.Health.Restored += one(in.backends[i].restored)
-		}
 	}
 	for i := range s.Traffic.Services {
 		out := &s.Traffic.Services[i]
@@ -277,6 +269,20 @@ func (b *Book) Fill(s *Status) {
 			}
 		}
 	}
+}
+
+// status tells where what is known comes from. The lock is held.
+func (b *Book) status(now time.Time) HealthStatus {
+	w := &b.writer
+	h := HealthStatus{
+		Source: w.source, Version: w.version, Reported: w.reported, AgeMS: b.age(now).Milliseconds(), Stale: b.stale(now), Unsaved: b.unsaved,
+	}
+	for _, s := range b.ledger.services {
+		for i := range s.backends {
+			h.Restored += one(s.backends[i].restored)
+		}
+	}
+	return h
 }
 
 // fill writes what is known about b into out. f is what is known of it for Admit.

@@ -16,11 +16,7 @@ func (b *Book) Detail(f EventFilter) (HealthDetail, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	w := &b.writer
-	d := HealthDetail{
-		Health:   HealthStatus{Source: w.source, Version: w.version, Reported: w.reported, AgeMS: b.age(now).Milliseconds(), Stale: b.stale(now), Unsaved: b.unsaved},
-		Services: []ServiceHealth{}, Backends: []BackendDetail{},
-	}
+	d := HealthDetail{Health: b.status(now), Services: []ServiceHealth{}, Backends: []BackendDetail{}}
 	if f.Service != "" {
 		if _, err := b.ledger.findService(f.Service); err != nil {
 			return HealthDetail{}, err
@@ -32,9 +28,6 @@ func (b *Book) Detail(f EventFilter) (HealthDetail, error) {
 		}
 	}
 	for k, s := range b.ledger.services {
-		for i := range s.backends {
-			d.Health.Restored += one(s.backends[i].restored)
-		}
 		if f.Service != "" && s.name != f.Service {
 			continue
 		}
