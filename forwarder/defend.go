@@ -261,6 +261,7 @@ func (e *Engine) Detect() (changes []FloodChange) {
 		flooded := s.detector.look(sum.syns, sum.completed, elapsed) && s.spec.Defence != DefenceOff
 		if flooded != e.flooded[s.number].Load() {
 			e.flooded[s.number].Store(flooded)
+			e.tellNews()
 			s.switches++
 			c := FloodChange{Service: name, Defence: s.spec.Defence, Answer: e.answerOf(s), Began: flooded, Rate: float64(sum.syns-was) / elapsed.Seconds()}
 			if f := &s.flood; flooded {

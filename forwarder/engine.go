@@ -94,6 +94,7 @@ type Engine struct {
 	unreachable unreachables
 	// signalReaders are those in use: what one takes, the others are to have too.
 	signalReaders []*SignalReader
+	signalNews    atomic.Pointer[[]chan struct{}] // theirs
 }
 
 // serviceState is the control side of a service.

@@ -21,6 +21,7 @@ type Signal struct {
 // not take anything from each other.
 type SignalReader struct {
 	engine *Engine
+	news   chan struct{}
 	// last is what had been counted at the last reading, by slot, for whom, and which sources another reader has found since.
 	last []lastSignal
 	// What follows is as of a generation of the snapshot.
@@ -56,21 +57,48 @@ type defendedService struct {
 func (e *Engine) NewSignalReader() *SignalReader {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	r := &SignalReader{engine: e}
+	r := &SignalReader{engine: e, news: make(chan struct{}, 1)}
 	r.renew()
 	for _, b := range r.backends {
 		e.takeSources(b.slot)
 		r.last[b.slot].counts = e.sumSignals(b.slot)
 	}
 	e.signalReaders = append(e.signalReaders, r)
+	e.listNews()
 	return r
 }
+
+// News has a value when there may be something to read since the last one was taken from it. Looking ten times a second whether
+// there is would be what an idle node does most.
+func (r *SignalReader) News() <-chan struct{} { return r.news }
 
 // Close ends the use of the reader.
 func (r *SignalReader) Close() {
 	r.engine.mu.Lock()
 	defer r.engine.mu.Unlock()
 	r.engine.signalReaders = slices.DeleteFunc(r.engine.signalReaders, func(x *SignalReader) bool { return x == r })
+	r.engine.listNews()
+}
+
+// listNews makes the list of whom tellNews tells. e.mu is held.
+func (e *Engine) listNews() {
+	list := make([]chan struct{}, 0, len(e.signalReaders))
+	for _, r := range e.signalReaders {
+		list = append(list, r.news)
+	}
+	e.signalNews.Store(&list)
+}
+
+// tellNews tells all readers that there may be something to read. It waits for nobody: workers call it.
+func (e *Engine) tellNews() {
+	if list := e.signalNews.Load(); list != nil {
+		for _, news := range *list {
+			select {
+			case news <- struct{}{}:
+			default:
+			}
+		}
+	}
 }
 
 // Read returns the signals of configured backends, in no certain order. A backend of which there is nothing to tell, and whose hop

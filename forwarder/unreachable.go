@@ -46,6 +46,7 @@ func (e *Engine) countRefused(r packet.Refused) {
 	for _, slot := range u.ends[end] {
 		u.counts[slot]++
 		u.total++
+		e.tellNews()
 	}
 }
 

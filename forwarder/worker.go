@@ -238,8 +238,17 @@ func (w *Worker) run(stop *atomic.Bool) (err error) {
 		}
 	}
 	w.giveUp()
-	w.count.publish(w.engine.clock())
+	w.publish(w.engine.clock())
 	return nil
+}
+
+// publish makes what was counted visible, and tells those who wait for signals.
+func (w *Worker) publish(now int64) {
+	news := len(w.count.dirtySignals) > 0
+	w.count.publish(now)
+	if news {
+		w.engine.tellNews()
+	}
 }
 
 // turn looks once at every queue and does what else there is to do. It returns how many frames there were.
@@ -254,7 +263,7 @@ func (w *Worker) turn() int {
 	now := w.engine.clock()
 	w.heartbeat.Store(now)
 	if n == 0 || now-w.count.published > publishNanos {
-		w.count.publish(now)
+		w.publish(now)
 		if now-w.halved > int64(topHalving) {
 			for _, top := range w.tops {
 				top.Halve()

@@ -63,6 +63,9 @@ type signalReader struct {
 	out  []control.BackendSignals
 }
 
+// News is that of control.SignalReader.
+func (r *signalReader) News() <-chan struct{} { return r.node.News() }
+
 // Read is that of control.SignalReader. What it returns is good until the next call.
 func (r *signalReader) Read() ([]control.BackendSignals, []string) {
 	signals, suspended := r.node.Read()

@@ -15,6 +15,18 @@ type signalReader struct {
 	mu        sync.Mutex
 	backends  []BackendSignals
 	suspended []string
+	news      chan struct{}
+}
+
+func newSignalReader() *signalReader { return &signalReader{news: make(chan struct{}, 1)} }
+
+func (r *signalReader) News() <-chan struct{} { return r.news }
+
+func (r *signalReader) tell() {
+	select {
+	case r.news <- struct{}{}:
+	default:
+	}
 }
 
 func (r *signalReader) Read() ([]BackendSignals, []string) {
@@ -29,6 +41,7 @@ func (r *signalReader) count(service string, suspended ...string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.backends, r.suspended = []BackendSignals{{Service: service, Backend: "a", SYNs: 3, Completed: 2, HopReady: true}}, suspended
+	r.tell()
 }
 
 // Ten lines a second come while anything is counted, and for a while after it; else two, and one at once when something else
@@ -37,7 +50,7 @@ func TestFollowSignals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		r := &signalReader{}
+		r := newSignalReader()
 		r.count("before anybody asked")
 		lines := make(chan SignalsLine, 1000)
 		ended := make(chan error, 1)
@@ -70,6 +83,7 @@ func TestFollowSignals(t *testing.T) {
 		r.mu.Lock()
 		r.suspended = []string{"web"}
 		r.mu.Unlock()
+		r.tell()
 		if got = after(signalsEvery); len(got) != 1 || !reflect.DeepEqual(got[0].Suspended, []string{"web"}) {
 			t.Errorf("suspended: %+v", got)
 		}
