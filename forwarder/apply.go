@@ -66,6 +66,10 @@ func (e *Engine) Apply(spec Spec) error {
 	e.leave(now)
 	e.recordDirectory()
 	e.rebuild()
+	select {
+	case e.applied <- struct{}{}:
+	default:
+	}
 	return nil
 }
 

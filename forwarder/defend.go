@@ -243,8 +243,20 @@ type floodStart struct {
 	syns, challenged, proofs uint64
 }
 
+// defends says whether a service has a defence.
+func (e *Engine) defends() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.services {
+		if s.spec.Defence != DefenceOff {
+			return true
+		}
+	}
+	return false
+}
+
 // Detect looks for floods in the services that have a defence, switches those that are on only in a flood, and returns what has
-// begun and ended. One goroutine calls it, every detectPeriod.
+// begun and ended. One goroutine calls it, every detectPeriod while there are such, and once after each Apply.
 func (e *Engine) Detect() (changes []FloodChange) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -290,6 +302,7 @@ type defences struct {
 	bans         chan netip.Addr // sources that are far over their limit
 	wall         func() int64    // time of day, seconds
 	detected     int64           // the last look of Detect
+	applied      chan struct{}   // capacity 1: there is another configuration; for who calls Detect
 }
 
 // newDefences makes the memory of what defends. Only tables whose memory is given remember anything.
@@ -297,6 +310,7 @@ func newDefences(c *EngineConfig) (d defences, err error) {
 	d.flooded, d.offers = make([]atomic.Bool, MaxServices), make([]atomic.Uint32, MaxServices)
 	d.nodeCeilings = newCeilings(0)
 	d.bans = make(chan netip.Addr, 256)
+	d.applied = make(chan struct{}, 1)
 	d.wall = c.Wall
 	if d.wall == nil {
 		d.wall = func() int64 { return time.Now().Unix() }

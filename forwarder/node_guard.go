@@ -39,9 +39,11 @@ func newACL(spec *Spec) *steer.ACL {
 
 // followFloods switches the defences of services, and has the XDP program drop sources that are far over their limits.
 func (n *Node) followFloods(ctx context.Context) {
+	// They go only while there is something to look at: what wakes an idle node costs it more than what it then does.
 	detect, expire := time.NewTicker(detectPeriod), time.NewTicker(banPeriod)
 	defer detect.Stop()
 	defer expire.Stop()
+	expire.Stop()
 	banned, failed := 0, 0
 	for {
 		select {
@@ -59,6 +61,11 @@ func (n *Node) followFloods(ctx context.Context) {
 				}
 				n.tell(c.notice())
 			}
+			if !n.defends() {
+				detect.Stop()
+			}
+		case <-n.applied:
+			detect.Reset(detectPeriod)
 		case source := <-n.bans:
 			if err := n.ban(source); err != nil {
 				// One line, not one for each source: the workers refuse their packets as before.
@@ -68,16 +75,17 @@ func (n *Node) followFloods(ctx context.Context) {
 				continue
 			}
 			if banned == 0 {
+				expire.Reset(banPeriod)
 				n.log.Warn("a source is far over its limit, and dropped in the XDP program for a while", "source", source, "seconds", banTime.Seconds())
 			}
 			banned++
 		case <-expire.C:
-			if banned > 0 {
-				left, err := n.steer.ExpireBans(n.clock())
-				if err != nil {
-					n.log.Warn("end bans", "error", err)
-				}
-				banned, failed = left, 0
+			left, err := n.steer.ExpireBans(n.clock())
+			if err != nil {
+				n.log.Warn("end bans", "error", err)
+			}
+			if banned, failed = left, 0; banned == 0 {
+				expire.Stop()
 			}
 		}
 	}

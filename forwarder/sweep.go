@@ -12,8 +12,10 @@ const (
 	// a second. It must stay below 20 minutes (package conntrack), which the largest table does.
 	sweepPeriod = 10 * time.Second
 	sweepLines  = 1 << 20
-	// sweepSteps is in how many steps. More would wake an idle node more often, fewer would take longer at a time.
-	sweepSteps = 50
+	// leastSteps is in how many steps at least, and stepLines how many lines one has at most. More would wake an idle node more
+	// often, fewer would take longer at a time.
+	leastSteps = 20
+	stepLines  = 1 << 18
 	// limitRounds is in how many rounds the words of the limits are swept once, which must be within an hour (package guard).
 	limitRounds = 60
 )
@@ -23,10 +25,13 @@ func (e *Engine) roundTime() time.Duration {
 	return max(sweepPeriod, time.Duration(e.table.Lines()/sweepLines)*time.Second)
 }
 
+// sweepSteps is in how many steps the table is swept.
+func (e *Engine) sweepSteps() int { return max(leastSteps, e.table.Lines()/stepLines) }
+
 // Sweep removes expired words from the flow table, all the time, a little at a time, until ctx is done. After each full
 // round it takes back the slots that nothing names any more. One goroutine calls it.
 func (e *Engine) Sweep(ctx context.Context) {
-	timer := time.NewTicker(e.roundTime() / sweepSteps)
+	timer := time.NewTicker(e.roundTime() / time.Duration(e.sweepSteps()))
 	defer timer.Stop()
 	for {
 		stop := e.sweepRound(func() bool {
@@ -84,10 +89,11 @@ func (e *Engine) beginRound() *sweepRound {
 }
 
 func (e *Engine) sweepStep(r *sweepRound, line int) (next int) {
+	steps := e.sweepSteps()
 	if l := e.limiter; l != nil {
-		e.limitLine, _ = l.Sweep(e.limitLine, l.Lines()/(sweepSteps*limitRounds)+1, e.clock())
+		e.limitLine, _ = l.Sweep(e.limitLine, l.Lines()/(steps*limitRounds)+1, e.clock())
 	}
-	lines := (e.table.Lines() + sweepSteps - 1) / sweepSteps
+	lines := (e.table.Lines() + steps - 1) / steps
 	return e.table.Sweep(line, lines, conntrack.Tick(e.clock()), e.snapshot.Load().lives, &r.census)
 }
 
