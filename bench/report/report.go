@@ -109,3 +109,11 @@ func (t *Table) Ratio(r *Row) (Spread, bool) {
 	}
 	return SpreadOf(quotients), true
 }
+
+// Effort is how long a benchmark takes.
+type Effort int
+
+const (
+	Smoke Effort = iota // some seconds: the systems run, and ratios are roughly right
+	Full                // until the medians are steady: minutes
+)
