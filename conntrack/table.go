@@ -89,7 +89,7 @@ func (t *Table) line(base uint64) *[lineWords]uint64 {
 // matches reports whether w is a word with this fingerprint. An empty word has none.
 func matches(w, fp uint64) bool { return w>>32 == fp && w != 0 }
 
-// Prefetch asks the processor for the home line of each hash, so that the cache misses of a batch overlap. Call it in a
+// Prefetch asks the processor for the home line of each hash, so that the cache misses of a together overlap. Call it in a
 // pass of its own, some way before the look-ups.
 func (t *Table) Prefetch(hashes []uint64) { prefetch.Lines(t.words, t.mask, hashes) }
 
@@ -108,34 +108,46 @@ func (t *Table) Lookup(hash uint64) (index int, w Word) {
 // at before any alternate line, and the alternate lines are prefetched together, so that their cache misses overlap.
 // After it, both lines of each flow without a word are in the cache for an insert.
 func (t *Table) LookupBatch(hashes []uint64, index []int, words []Word) {
-	const most = 64 // what the scratch below holds
-	var (
-		lines [most]uint64 // alternate lines of the hashes that have no word at home
-		which [most]uint8  // and their places in the batch
-	)
 	for len(hashes) > 0 {
-		n := min(len(hashes), most)
-		misses := 0
-		for i, hash := range hashes[:n] {
-			home, fp := t.home(hash), hash>>32
-			at := home + preferred(fp)
-			v := atomic.LoadUint64(&t.words[at])
-			if matches(v, fp) {
-				index[i], words[i] = int(at), Word(v)
-				continue
-			}
-			if index[i], words[i] = t.find(home, fp); words[i] == 0 {
-				lines[misses%most] = t.alternate(home, fp) / lineWords
-				which[misses%most] = uint8(i)
-				misses++
-			}
-		}
-		prefetch.Lines(t.words, t.mask, lines[:misses])
-		for k, i := range which[:misses] {
-			index[i], words[i] = t.find(lines[k]*lineWords, hashes[i]>>32)
+		n := min(len(hashes), together)
+		if t.lookupHome(hashes[:n], index, words) > 0 {
+			t.lookupAlternates(hashes[:n], index, words)
 		}
 		hashes, index, words = hashes[n:], index[n:], words[n:]
 	}
+}
+
+// together is how many hashes are looked up together at most.
+const together = 64
+
+// lookupAlternates looks for the flows whose words are zero in their alternate lines.
+func (t *Table) lookupAlternates(hashes []uint64, index []int, words []Word) {
+	var (
+		lines [together]uint64
+		which [together]uint8
+	)
+	misses := 0
+	for i, hash := range hashes {
+		if words[i] == 0 {
+			lines[misses%together] = t.alternate(t.home(hash), hash>>32) / lineWords
+			which[misses%together] = uint8(i)
+			misses++
+		}
+	}
+	prefetch.Lines(t.words, t.mask, lines[:misses])
+	for k, i := range which[:misses] {
+		index[i], words[i] = t.find(lines[k]*lineWords, hashes[i]>>32)
+	}
+}
+
+// lookupHomeEach is lookupHome one by one.
+func (t *Table) lookupHomeEach(hashes []uint64, index []int, found []Word) (misses int) {
+	for i, hash := range hashes {
+		if index[i], found[i] = t.find(t.home(hash), hash>>32); found[i] == 0 {
+			misses++
+		}
+	}
+	return misses
 }
 
 // find returns the word with this fingerprint in one line and its index.

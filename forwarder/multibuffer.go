@@ -44,11 +44,12 @@ func (w *Worker) departAll(q int32, i, start, length int) {
 	}
 	out := &w.leaving[q]
 	out.descs[out.n] = xsk.Desc{Addr: uint64(start), Len: uint32(first), Options: xsk.Continued}
-	out.indices[out.n] = uint8(i)
+	out.indices[out.n], out.encaps[out.n] = uint8(i), nil
 	out.n++
 	for _, d := range tails {
 		out.descs[out.n] = d
-		out.indices[out.n] = continuation
+		out.indices[out.n], out.encaps[out.n] = continuation, nil
 		out.n++
 	}
+	out.others = true
 }

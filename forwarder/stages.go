@@ -53,11 +53,11 @@ func (w *Worker) frame(d *xsk.Desc) []byte {
 
 // parse fills metas and hashes of the batch.
 func (w *Worker) parse(n int, now int64) {
-	for i := range w.descs[:n] {
-		d, m := &w.descs[i], &w.metas[i]
-		packet.Parse(w.frame(d), &w.engine.keys.Flow, m)
-		w.hashes[i] = m.Hash
-		if m.Flags&(packet.First|packet.Later) != 0 && m.Reason == packet.None {
+	if !packet.ParseBatch(w.io.Memory, w.descs[:n], &w.engine.keys.Flow, w.metas[:], w.hashes[:], &w.parsing) {
+		return
+	}
+	for i := range w.metas[:n] {
+		if m := &w.metas[i]; m.Flags&(packet.First|packet.Later) != 0 && m.Reason == packet.None {
 			w.fragment(i, now)
 		}
 	}
@@ -103,55 +103,74 @@ func (w *Worker) sample(n int) {
 	}
 }
 
-// lookup turns the words that were found into slots, and puts the packets whose flow has none on the list of misses.
+// lookup turns the words that were found into slots, and puts the packets whose flow has none on the list of misses. What most
+// packets are is decided in its loop: those within an established flow whose word was renewed in this tick, to a backend that is up.
 func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 	targets, admit := snap.targets, w.engine.live.Admit
-	missed := 0
+	calm := conntrack.MakeWord(0, 0, tick, conntrack.Established)
+	w.missed = 0
 	for i := range w.metas[:n] {
 		m := &w.metas[i]
-		if m.Reason != packet.None || m.Flags&(packet.Echo|reply) != 0 {
+		if m.Reason != packet.None {
 			continue
 		}
-		word := w.words[i]
-		slot := int(word.Slot())
-		if slot >= len(targets) || uint32(targets[slot].service) != w.services[i] || targets[slot].life.Expired(word, tick) {
-			// No word, which passes for expired; or that of another service, a false hit and not ours to change; or one that is
-			// past its time.
-			w.words[i] = 0
-			w.misses[missed] = uint8(i)
-			missed++
-			continue
-		}
-		w.slots[i] = uint32(slot)
-		state := maglev.Admit(admit[slot].Load()).State()
-		switch {
-		case m.Flags&packet.SYN != 0:
-			if state == maglev.Up { // retransmitted, a client's port used again, or forged: whichever, it changes nothing here
-				if word.State() != conntrack.Established { // else nobody would see its ACK
-					w.sendSYN(snap, uint8(i), now, true)
-				}
+		if word := w.words[i]; word.Like(calm) && m.Flags&^packet.V6 == 0 {
+			slot := word.Slot()
+			if int(slot) < len(targets) && uint32(targets[slot].service) == w.services[i] && maglev.Admit(admit[slot].Load()).State() == maglev.Up {
+				w.slots[i] = slot
 				continue
 			}
-		case state == maglev.Up, state == maglev.Draining, state == maglev.Down && snap.services[w.services[i]].onDown == OnDownKeep:
-			if m.Flags&packet.ICMPError == 0 { // an error is no sign of life, and anybody can forge one
-				w.table.Refresh(w.indices[i], word, tick, m.Flags&(packet.FIN|packet.RST) != 0)
-				if word.Tick() != tick {
-					w.renewed(i, &snap.services[w.services[i]], word, now, tick)
-				}
-				if word.State() != conntrack.Established &&
-					(now < w.handshakes.hitsUntil || m.Flags&packet.RST != 0 || snap.services[w.services[i]].defence != DefenceOff) {
-					w.unsettled(&snap.services[w.services[i]], i, word, now, tick)
-				}
-			}
-			continue
 		}
-		w.misses[missed] = uint8(i) // with a word, to be replaced
-		missed++
+		if m.Flags&(packet.Echo|reply) == 0 && !w.usable(snap, i, now, tick) {
+			w.misses[w.missed] = uint8(i)
+			w.missed++
+		}
 	}
-	w.missed = missed
 }
 
-// rewrite puts each packet's new header in front of it, and sorts the packets by the queue that they leave by.
+// usable says whether the word that was found for packet i tells where it goes; its slot is taken then, and the word renewed. Of a
+// word that does not words keeps what is to be replaced, if anything.
+func (w *Worker) usable(snap *Snapshot, i int, now int64, tick uint16) bool {
+	m, word := &w.metas[i], w.words[i]
+	slot := int(word.Slot())
+	if slot >= len(snap.targets) || uint32(snap.targets[slot].service) != w.services[i] || snap.targets[slot].life.Expired(word, tick) {
+		// No word, which passes for expired; or that of another service, a false hit and not ours to change; or one that is
+		// past its time.
+		w.words[i] = 0
+		return false
+	}
+	w.slots[i] = uint32(slot)
+	state := maglev.Admit(w.engine.live.Admit[slot].Load()).State()
+	switch {
+	case m.Flags&packet.SYN != 0:
+		if state != maglev.Up {
+			return false
+		}
+		// Retransmitted, a client's port used again, or forged: whichever, it changes nothing here.
+		if word.State() != conntrack.Established { // else nobody would see its ACK
+			w.sendSYN(snap, uint8(i), now, true)
+		}
+		return true
+	case state == maglev.Up, state == maglev.Draining, state == maglev.Down && snap.services[w.services[i]].onDown == OnDownKeep:
+	default:
+		return false
+	}
+	if m.Flags&packet.ICMPError != 0 { // an error is no sign of life, and anybody can forge one
+		return true
+	}
+	w.table.Refresh(w.indices[i], word, tick, m.Flags&(packet.FIN|packet.RST) != 0)
+	s := &snap.services[w.services[i]]
+	if word.Tick() != tick {
+		w.renewed(i, s, word, now, tick)
+	}
+	if word.State() != conntrack.Established && (now < w.handshakes.hitsUntil || m.Flags&packet.RST != 0 || s.defence != DefenceOff) {
+		w.unsettled(s, i, word, now, tick)
+	}
+	return true
+}
+
+// rewrite puts each packet's new header in front of it, and sorts the packets by the queue that they leave by. Those to backends are
+// counted for their slots there and then; see uncount.
 func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 	targets := snap.targets
 	for i := range w.metas[:n] {
@@ -168,8 +187,9 @@ func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 			w.departBy(exit{}, w.fromQueue, i, int(addr), packet.EchoReply(w.io.Memory[addr:], m))
 			continue
 		}
-		t, d := &targets[w.slots[i]], &w.descs[i]
-		if t.problem != packet.None || d.Options != 0 || m.End-m.L3 > t.maxLen {
+		slot := w.slots[i]
+		t := &targets[slot]
+		if t.problem != packet.None || w.descs[i].Options != 0 || m.End-m.L3 > t.maxLen {
 			w.rewriteSpecial(snap, i, now)
 			continue
 		}
@@ -178,8 +198,21 @@ func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 			m.Reason = packet.EgressDown
 			continue
 		}
-		start, length := t.encap.Apply(w.io.Memory, int(d.Addr), m)
-		w.depart(q, i, start, length)
+		out := &w.leaving[q]
+		k := out.n
+		out.encaps[k], out.indices[k] = &t.encap, uint8(i)
+		out.n = k + 1
+		if i >= w.received { // a copy
+			out.others = true
+			continue
+		}
+		cell := w.count.slot(slot)
+		cell.packets++
+		cell.bytes += uint64(m.End - m.L3)
+	}
+	for q := range w.leaving {
+		out := &w.leaving[q]
+		packet.ApplyBatch(w.io.Memory, w.descs[:], w.metas[:], out.indices[:out.n], out.encaps[:], out.descs[:])
 	}
 }
 
@@ -206,15 +239,38 @@ func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
 	}
 	if m.End-m.L3 <= t.maxLen {
 		w.leave(i, t, x, q)
-		return
-	}
-	if first, whole, ok := w.divide(snap, i, t.maxLen, now); ok {
+	} else {
+		first, whole, ok := w.divide(snap, i, t.maxLen, now)
+		if !ok {
+			return
+		}
 		w.leave(i, t, x, q)
 		m.End = whole
 		for k := first; k < w.received+w.copies; k++ {
 			w.leave(k, t, x, q)
 		}
 	}
+	if i < w.received {
+		cell := w.count.slot(w.slots[i])
+		cell.packets++
+		cell.bytes += uint64(m.End - m.L3)
+	}
+}
+
+// uncount takes back what was counted for the slots of packets that do not leave after all; indices are those of departures.
+func (w *Worker) uncount(indices []uint8) {
+	for _, i := range indices {
+		if m := &w.metas[i]; w.toBackend(i) {
+			cell := w.count.slot(w.slots[i])
+			cell.packets--
+			cell.bytes -= uint64(m.End - m.L3)
+		}
+	}
+}
+
+// toBackend says whether what departs under index i is a received packet, or the first frame of one, on its way to its backend.
+func (w *Worker) toBackend(i uint8) bool {
+	return int(i) < w.received && w.metas[i].Flags&(packet.Echo|reply|answer) == 0
 }
 
 // leave puts the header of its target before packet i, and has it leave.
@@ -239,8 +295,9 @@ func (w *Worker) departBy(x exit, q int32, i, start, length int) {
 func (w *Worker) depart(q int32, i, start, length int) {
 	out := &w.leaving[q]
 	out.descs[out.n] = xsk.Desc{Addr: uint64(start), Len: uint32(length)}
-	out.indices[out.n] = uint8(i)
+	out.indices[out.n], out.encaps[out.n] = uint8(i), nil
 	out.n++
+	out.others = out.others || !w.toBackend(uint8(i))
 }
 
 // transmit hands the rewritten frames to their queues and the others back to the UMEM, and counts all of them.
@@ -274,22 +331,23 @@ func (w *Worker) send(q int) (packets int) {
 		sent += port.Transmit(descs[sent:])
 		gone = port.Wake()
 	}
-	c := w.count
 	packets = sent
-	c.forwarded += uint64(sent)
-	for _, i := range indices[:sent] {
-		m := &w.metas[i]
-		if m.Flags&(packet.Echo|reply|answer) != 0 || int(i) >= w.received {
+	w.count.forwarded += uint64(sent)
+	if out.others {
+		for _, i := range indices[:sent] {
 			if i == continuation {
 				packets--
 			}
-			w.countOther(int(i))
-			continue
+			if !w.toBackend(i) {
+				w.countOther(int(i))
+			}
 		}
-		cell := c.slot(w.slots[i])
-		cell.packets++
-		cell.bytes += uint64(m.End - m.L3)
+		out.others = false
 	}
+	if sent == len(indices) {
+		return packets
+	}
+	w.uncount(indices[sent:])
 	full := packet.TxFull
 	if gone != nil {
 		full = packet.EgressDown

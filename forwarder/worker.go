@@ -102,6 +102,7 @@ type batch struct {
 	descs    [batchSize + maxCopies]xsk.Desc
 	metas    [batchSize + maxCopies + 1]packet.Meta // the last is nobody's: see continuation
 	hashes   [batchSize + maxCopies]uint64
+	parsing  packet.Scratch
 	services [batchSize + maxCopies]uint32
 	slots    [batchSize + maxCopies]uint32
 	// words and indices are the flows' words. For a packet on the list of misses a word is left only if it is live and its
@@ -138,11 +139,15 @@ const (
 // continuation stands in departures.indices for a further frame of the packet before it.
 const continuation = batchSize + maxCopies
 
-// departures are the frames of a batch that leave by one queue, rewritten.
+// departures are the frames of a batch that leave by one queue.
 type departures struct {
 	n       int
-	descs   [batchSize + maxCopies]xsk.Desc
 	indices [batchSize + maxCopies]uint8 // in the batch
+	// encaps are the headers that are still to be put before packets, nil for frames whose descs stand already.
+	encaps [batchSize + maxCopies]*packet.Encap
+	descs  [batchSize + maxCopies]xsk.Desc
+	// others says that not all are received packets on their way to their backends.
+	others bool
 }
 
 // NewWorker adds a worker to the engine.
@@ -289,6 +294,9 @@ func (w *Worker) recovered(r any) error {
 	if n := w.received; n > 0 {
 		w.recoverFrames(n)
 		w.count.received += uint64(n)
+	}
+	for q := range w.leaving {
+		w.uncount(w.leaving[q].indices[:w.leaving[q].n])
 	}
 	w.received, w.copies, w.answers, w.missed = 0, 0, 0, 0
 	clear(w.leaving)

@@ -1,0 +1,24 @@
+//go:build !race
+
+package conntrack
+
+import "golang.org/x/sys/cpu"
+
+var hasAVX2 = cpu.X86.HasAVX2 && cpu.X86.HasBMI2
+
+// lookupHomeAVX2 is lookupHome. It compares the fingerprints of all eight words of a line at once, so that nothing is left to be
+// predicted of where a flow's word lies. What this finds is but a hint: of the word itself all eight bytes are read at once, and
+// compared again.
+//
+//go:noescape
+func lookupHomeAVX2(words *uint64, mask uint64, hashes *uint64, n int, index *int, found *Word) (misses int)
+
+// lookupHome looks for the word of each flow in its home line, and returns of how many there is none: their found is zero.
+// index and found have the length of hashes or more, and there is one hash at least.
+func (t *Table) lookupHome(hashes []uint64, index []int, found []Word) (misses int) {
+	if !hasAVX2 {
+		return t.lookupHomeEach(hashes, index, found)
+	}
+	_, _ = index[len(hashes)-1], found[len(hashes)-1]
+	return lookupHomeAVX2(&t.words[0], t.mask, &hashes[0], len(hashes), &index[0], &found[0])
+}

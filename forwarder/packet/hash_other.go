@@ -1,0 +1,6 @@
+//go:build !amd64
+
+package packet
+
+// hashPlain computes the hashes of the first n flows of s.
+func (s *Scratch) hashPlain(key *Key, n int) { s.hashEach(key, n) }
