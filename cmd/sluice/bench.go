@@ -16,7 +16,8 @@ import (
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
-	c.AddCommand(benchWorkerCommand(), benchScalingCommand(), benchInstructionsCommand(), benchCountedCommand())
+	c.AddCommand(benchWorkerCommand(), benchScalingCommand())
+	c.AddCommand(benchInstructionsCommand(), benchCountedCommand())
 	return c
 }
 
