@@ -139,6 +139,38 @@ func TestLookupBatchIsLookup(t *testing.T) {
 	}
 }
 
+// TestLookupHome compares all ways to look into home lines: with fingerprints that occur twice, or are 0, beside words that are empty
+// or have the same fingerprint at another place.
+func TestLookupHome(t *testing.T) {
+	table := newTable(t, 4*lineWords)
+	table.fill(0, 0, MakeWord(7, 1, 5, Probation), 0, MakeWord(9, 2, 5, Closing), MakeWord(7, 3, 5, Established), 0, MakeWord(0, 4, 5, Established))
+	table.fill(8, repeat(lineWords, MakeWord(20, 1, 5, Established))...)
+	var hashes []uint64
+	for line := range uint64(4) {
+		for fp := range uint64(40) {
+			hashes = append(hashes, fp<<32|line)
+		}
+	}
+	for n := 1; n <= len(hashes); n += 3 {
+		index, words := make([]int, n), make([]Word, n)
+		misses := table.lookupHome(hashes[:n], index, words)
+		wanted := 0
+		for i, hash := range hashes[:n] {
+			at, w := table.find(table.home(hash), hash>>32)
+			if w == 0 {
+				wanted++
+			}
+			// Of two words of one flow either will do; they are as good as each other until one of them is removed.
+			if (words[i] == 0) != (w == 0) || w != 0 && (words[i].Fingerprint() != w.Fingerprint() || table.words[index[i]] != uint64(words[i]) || index[i]/lineWords != at/lineWords) {
+				t.Fatalf("%#x: %#x at %d, want %#x at %d", hash, words[i], index[i], w, at)
+			}
+		}
+		if misses != wanted {
+			t.Fatalf("%d hashes: %d misses, want %d", n, misses, wanted)
+		}
+	}
+}
+
 func TestRefresh(t *testing.T) {
 	const now = 100
 	for _, c := range []struct {

@@ -8,7 +8,7 @@ import (
 	"github.com/sluice-lb/sluice/forwarder/steer"
 )
 
-// publishNanos is how often a busy worker publishes its counters; an idle one does before it sleeps.
+// publishNanos is how often a busy worker publishes its counters; before it sleeps it does so in any case.
 const publishNanos = 1e6
 
 // slotCounts is what one worker, or all of them, counted for one slot.
@@ -178,32 +178,39 @@ func (c *counters) signal(slot uint32) *signalCell {
 	return cell
 }
 
+// show stores a counter that others read, if it has changed: the store takes the time of some thirty reads.
+func show(to *atomic.Uint64, n uint64) {
+	if to.Load() != n {
+		to.Store(n)
+	}
+}
+
 // publish makes what was counted visible.
 func (c *counters) publish(now int64) {
 	s := &c.shared
-	s.received.Store(c.received)
-	s.forwarded.Store(c.forwarded)
-	s.answered.Store(c.answered)
-	s.generated.Store(c.generated)
-	s.replies.Store(c.replies)
-	s.held.Store(c.held)
-	s.continued.Store(c.continued)
-	s.newFlows.Store(c.newFlows)
-	s.portless.Store(c.portless)
+	show(&s.received, c.received)
+	show(&s.forwarded, c.forwarded)
+	show(&s.answered, c.answered)
+	show(&s.generated, c.generated)
+	show(&s.replies, c.replies)
+	show(&s.held, c.held)
+	show(&s.continued, c.continued)
+	show(&s.newFlows, c.newFlows)
+	show(&s.portless, c.portless)
 	for i := range c.inserts {
-		s.inserts[i].Store(c.inserts[i])
+		show(&s.inserts[i], c.inserts[i])
 	}
 	for i := range c.observed {
-		s.observed[i].Store(c.observed[i])
+		show(&s.observed[i], c.observed[i])
 	}
 	for i := range c.reasons {
-		s.reasons[i].Store(c.reasons[i])
+		show(&s.reasons[i], c.reasons[i])
 	}
 	for _, i := range c.dirtySlots {
 		cell := &c.slots[i]
-		s.slots[i].packets.Store(cell.packets)
-		s.slots[i].bytes.Store(cell.bytes)
-		s.slots[i].newFlows.Store(cell.newFlows)
+		show(&s.slots[i].packets, cell.packets)
+		show(&s.slots[i].bytes, cell.bytes)
+		show(&s.slots[i].newFlows, cell.newFlows)
 		cell.dirty = false
 	}
 	c.dirtySlots = c.dirtySlots[:0]
@@ -211,14 +218,14 @@ func (c *counters) publish(now int64) {
 		cell := &c.services[i]
 		shared := &s.services[i]
 		for r := range cell.dropped {
-			shared.dropped[r].Store(cell.dropped[r])
+			show(&shared.dropped[r], cell.dropped[r])
 		}
-		shared.syns.Store(cell.syns)
-		shared.challenged.Store(cell.challenged)
-		shared.proofs.Store(cell.proofs)
-		shared.completed.Store(cell.completed)
+		show(&shared.syns, cell.syns)
+		show(&shared.challenged, cell.challenged)
+		show(&shared.proofs, cell.proofs)
+		show(&shared.completed, cell.completed)
 		for class := range cell.unknown {
-			shared.unknown[class].Store(cell.unknown[class])
+			show(&shared.unknown[class], cell.unknown[class])
 		}
 		cell.dirty = false
 	}
@@ -234,11 +241,11 @@ func (c *counters) publishSignals() {
 	for _, i := range c.dirtySignals {
 		cell, shared := &c.signals[i], &c.shared.signals[i]
 		shared.sources.Or(cell.sources) // before syns: who sees these count finds their sources
-		shared.syns.Store(cell.syns)
-		shared.completed.Store(cell.completed)
-		shared.retransmitted.Store(cell.retransmitted)
-		shared.resets.Store(cell.resets)
-		shared.unreachable.Store(cell.unreachable)
+		show(&shared.syns, cell.syns)
+		show(&shared.completed, cell.completed)
+		show(&shared.retransmitted, cell.retransmitted)
+		show(&shared.resets, cell.resets)
+		show(&shared.unreachable, cell.unreachable)
 		cell.sources, cell.dirty = 0, false
 	}
 	c.shared.signalled.Add(uint64(len(c.dirtySignals)))

@@ -1,6 +1,9 @@
 package forwarder
 
-import "github.com/sluice-lb/sluice/forwarder/xsk"
+import (
+	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/xsk"
+)
 
 // chain says where the further frames of a packet are in batch.tails.
 type chain struct{ first, count uint8 }
@@ -42,13 +45,11 @@ func (w *Worker) departAll(q int32, i, start, length int) {
 	for _, d := range tails {
 		first -= int(d.Len)
 	}
+	w.depart(q, i, start, first)
 	out := &w.leaving[q]
-	out.descs[out.n] = xsk.Desc{Addr: uint64(start), Len: uint32(first), Options: xsk.Continued}
-	out.indices[out.n], out.encaps[out.n] = uint8(i), nil
-	out.n++
+	out.descs[out.n-1].Options = xsk.Continued
 	for _, d := range tails {
-		out.descs[out.n] = d
-		out.indices[out.n], out.encaps[out.n] = continuation, nil
+		out.descs[out.n], out.packets[out.n] = d, packet.Departure{Index: continuation}
 		out.n++
 	}
 	out.others = true

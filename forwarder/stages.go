@@ -53,7 +53,7 @@ func (w *Worker) frame(d *xsk.Desc) []byte {
 
 // parse fills metas and hashes of the batch.
 func (w *Worker) parse(n int, now int64) {
-	if !packet.ParseBatch(w.io.Memory, w.descs[:n], &w.engine.keys.Flow, w.metas[:], w.hashes[:], &w.parsing) {
+	if !packet.ParseBatch(w.io.Memory, w.descs[:n], &w.engine.keys.Flow, w.metas[:], (*[batchSize]uint64)(w.hashes[:]), &w.parsing) {
 		return
 	}
 	for i := range w.metas[:n] {
@@ -66,12 +66,17 @@ func (w *Worker) parse(n int, now int64) {
 // classify finds the services of the batch. A packet to the same place as the one before needs no search.
 func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 	var dst packet.Addr
-	var port uint16
+	var port uint16 // 0: there was none before that has a service
 	var proto uint8
-	service, reason := uint32(0), packet.NotVIP // no packet is for the zero address
-	for i := range w.metas[:n] {
-		m := &w.metas[i]
+	var service uint32
+	metas, services := w.metas[:n], w.services[:n]
+	for i := range metas {
+		m := &metas[i]
 		if m.Reason != packet.None {
+			continue
+		}
+		if m.DstPort == port && m.Dst.Lo == dst.Lo && m.Dst.Hi == dst.Hi && m.Proto == proto && port != 0 {
+			services[i] = service // what has ports is neither Echo nor placed
 			continue
 		}
 		if m.Flags&(packet.Echo|placed) != 0 {
@@ -81,12 +86,11 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 			}
 			continue
 		}
-		if m.DstPort != port || m.Dst != dst || m.Proto != proto {
-			dst, port, proto = m.Dst, m.DstPort, m.Proto
-			service, reason = snap.vips.find(dst, proto, port)
-		}
-		w.services[i], m.Reason = service, reason
-		if reason == packet.NotVIP && len(snap.translations) > 0 {
+		services[i], m.Reason = snap.vips.find(m.Dst, m.Proto, m.DstPort)
+		switch {
+		case m.Reason == packet.None:
+			dst, port, proto, service = m.Dst, m.DstPort, m.Proto, services[i]
+		case m.Reason == packet.NotVIP && len(snap.translations) > 0:
 			w.classifyReply(snap, i)
 		}
 	}
@@ -109,14 +113,15 @@ func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 	targets, admit := snap.targets, w.engine.live.Admit
 	calm := conntrack.MakeWord(0, 0, tick, conntrack.Established)
 	w.missed = 0
-	for i := range w.metas[:n] {
-		m := &w.metas[i]
+	metas, words, services := w.metas[:n], w.words[:n], w.services[:n]
+	for i := range metas {
+		m := &metas[i]
 		if m.Reason != packet.None {
 			continue
 		}
-		if word := w.words[i]; word.Like(calm) && m.Flags&^packet.V6 == 0 {
+		if word := words[i]; word.Like(calm) && m.Flags&^packet.V6 == 0 {
 			slot := word.Slot()
-			if int(slot) < len(targets) && uint32(targets[slot].service) == w.services[i] && maglev.Admit(admit[slot].Load()).State() == maglev.Up {
+			if int(slot) < len(targets) && uint32(targets[slot].service) == services[i] && maglev.Admit(admit[slot].Load()).State() == maglev.Up {
 				w.slots[i] = slot
 				continue
 			}
@@ -173,23 +178,18 @@ func (w *Worker) usable(snap *Snapshot, i int, now int64, tick uint16) bool {
 // counted for their slots there and then; see uncount.
 func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 	targets := snap.targets
-	for i := range w.metas[:n] {
-		m := &w.metas[i]
+	metas, descs, slots := w.metas[:n], w.descs[:n], w.slots[:n]
+	for i := range metas {
+		m := &metas[i]
 		if m.Reason != packet.None {
 			continue
 		}
 		if m.Flags&(packet.Echo|reply) != 0 {
-			if m.Flags&reply != 0 {
-				w.rewriteReply(snap, i, now)
-				continue
-			}
-			addr := w.descs[i].Addr
-			w.departBy(exit{}, w.fromQueue, i, int(addr), packet.EchoReply(w.io.Memory[addr:], m))
+			w.rewriteAnswer(snap, i, now)
 			continue
 		}
-		slot := w.slots[i]
-		t := &targets[slot]
-		if t.problem != packet.None || w.descs[i].Options != 0 || m.End-m.L3 > t.maxLen {
+		d, t, length := &descs[i], &targets[slots[i]], m.End-m.L3
+		if t.problem != packet.None || d.Options != 0 || length > t.maxLen {
 			w.rewriteSpecial(snap, i, now)
 			continue
 		}
@@ -199,21 +199,33 @@ func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 			continue
 		}
 		out := &w.leaving[q]
-		k := out.n
-		out.encaps[k], out.indices[k] = &t.encap, uint8(i)
-		out.n = k + 1
+		p := &out.packets[out.n]
+		p.Encap, p.Start, p.Length, p.Flags, p.Class, p.Index = &t.encap, d.Addr+uint64(m.L3), length, m.Flags, m.Class, uint8(i)
+		out.n++
 		if i >= w.received { // a copy
 			out.others = true
 			continue
 		}
-		cell := w.count.slot(slot)
+		cell := w.count.slot(slots[i])
 		cell.packets++
-		cell.bytes += uint64(m.End - m.L3)
+		cell.bytes += uint64(length)
 	}
 	for q := range w.leaving {
-		out := &w.leaving[q]
-		packet.ApplyBatch(w.io.Memory, w.descs[:], w.metas[:], out.indices[:out.n], out.encaps[:], out.descs[:])
+		if out := &w.leaving[q]; out.n > 0 {
+			packet.ApplyBatch(w.io.Memory, w.metas[:], out.packets[:out.n], out.descs[:])
+		}
 	}
+}
+
+// rewriteAnswer is rewrite for what does not go to a backend: an echo request, which is turned into its answer, and a NAT backend's reply.
+func (w *Worker) rewriteAnswer(snap *Snapshot, i int, now int64) {
+	m := &w.metas[i]
+	if m.Flags&reply != 0 {
+		w.rewriteReply(snap, i, now)
+		return
+	}
+	addr := w.descs[i].Addr
+	w.departBy(exit{}, w.fromQueue, i, int(addr), packet.EchoReply(w.io.Memory[addr:], m))
 }
 
 // rewriteSpecial is rewrite for a packet that has more to it: NAT, a tag, several frames, too many bytes, or no way at all.
@@ -257,11 +269,11 @@ func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
 	}
 }
 
-// uncount takes back what was counted for the slots of packets that do not leave after all; indices are those of departures.
-func (w *Worker) uncount(indices []uint8) {
-	for _, i := range indices {
-		if m := &w.metas[i]; w.toBackend(i) {
-			cell := w.count.slot(w.slots[i])
+// uncount takes back what was counted for the slots of packets that do not leave after all.
+func (w *Worker) uncount(packets []packet.Departure) {
+	for k := range packets {
+		if i := packets[k].Index; w.toBackend(i) {
+			m, cell := &w.metas[i], w.count.slot(w.slots[i])
 			cell.packets--
 			cell.bytes -= uint64(m.End - m.L3)
 		}
@@ -295,7 +307,7 @@ func (w *Worker) departBy(x exit, q int32, i, start, length int) {
 func (w *Worker) depart(q int32, i, start, length int) {
 	out := &w.leaving[q]
 	out.descs[out.n] = xsk.Desc{Addr: uint64(start), Len: uint32(length)}
-	out.indices[out.n], out.encaps[out.n] = uint8(i), nil
+	out.packets[out.n] = packet.Departure{Index: uint8(i)}
 	out.n++
 	out.others = out.others || !w.toBackend(uint8(i))
 }
@@ -323,7 +335,7 @@ func (w *Worker) transmit(n int) {
 // the others get a reason.
 func (w *Worker) send(q int) (packets int) {
 	out, port := &w.leaving[q], w.io.Queues[q].Port
-	descs, indices := out.descs[:out.n], out.indices[:out.n]
+	descs, departed := out.descs[:out.n], out.packets[:out.n]
 	out.n = 0
 	sent := port.Transmit(descs)
 	gone := port.Wake()
@@ -334,7 +346,8 @@ func (w *Worker) send(q int) (packets int) {
 	packets = sent
 	w.count.forwarded += uint64(sent)
 	if out.others {
-		for _, i := range indices[:sent] {
+		for k := range departed[:sent] {
+			i := departed[k].Index
 			if i == continuation {
 				packets--
 			}
@@ -344,15 +357,16 @@ func (w *Worker) send(q int) (packets int) {
 		}
 		out.others = false
 	}
-	if sent == len(indices) {
+	if sent == len(departed) {
 		return packets
 	}
-	w.uncount(indices[sent:])
+	w.uncount(departed[sent:])
 	full := packet.TxFull
 	if gone != nil {
 		full = packet.EgressDown
 	}
-	for _, i := range indices[sent:] {
+	for k := range departed[sent:] {
+		i := departed[sent+k].Index
 		if i == continuation {
 			continue
 		}

@@ -136,16 +136,15 @@ const (
 	reply  uint16 = 1 << 15 // from a NAT backend: its slot is the number of a translation
 )
 
-// continuation stands in departures.indices for a further frame of the packet before it.
+// continuation stands for the index of a departure that is a further frame of the packet before it.
 const continuation = batchSize + maxCopies
 
 // departures are the frames of a batch that leave by one queue.
 type departures struct {
-	n       int
-	indices [batchSize + maxCopies]uint8 // in the batch
-	// encaps are the headers that are still to be put before packets, nil for frames whose descs stand already.
-	encaps [batchSize + maxCopies]*packet.Encap
-	descs  [batchSize + maxCopies]xsk.Desc
+	n int
+	// packets have headers still to be put before them, or no Encap if their descs stand already.
+	packets [batchSize + maxCopies]packet.Departure
+	descs   [batchSize + maxCopies]xsk.Desc
 	// others says that not all are received packets on their way to their backends.
 	others bool
 }
@@ -238,6 +237,7 @@ func (w *Worker) run(stop *atomic.Bool) (err error) {
 		if len(w.waiting) > 0 {
 			rest = heldSleep
 		}
+		w.publish(w.engine.clock())
 		if err := w.io.Wait(rest); err != nil {
 			time.Sleep(sleep / 10) // no way to sleep on the sockets: do not spin on the error
 		}
@@ -267,8 +267,11 @@ func (w *Worker) turn() int {
 	}
 	now := w.engine.clock()
 	w.heartbeat.Store(now)
-	if n == 0 || now-w.count.published > publishNanos {
+	late := now-w.count.published > publishNanos
+	if late || len(w.commands) > 0 {
 		w.publish(now)
+	}
+	if n == 0 || late {
 		if now-w.halved > int64(topHalving) {
 			for _, top := range w.tops {
 				top.Halve()
@@ -296,7 +299,7 @@ func (w *Worker) recovered(r any) error {
 		w.count.received += uint64(n)
 	}
 	for q := range w.leaving {
-		w.uncount(w.leaving[q].indices[:w.leaving[q].n])
+		w.uncount(w.leaving[q].packets[:w.leaving[q].n])
 	}
 	w.received, w.copies, w.answers, w.missed = 0, 0, 0, 0
 	clear(w.leaving)

@@ -5,9 +5,9 @@ import (
 	"testing"
 )
 
-// addSeeds gives a fuzz target one frame of each kind that matters.
-func addSeeds(f *testing.F, add func(frame []byte)) {
-	f.Helper()
+// addSeeds gives a fuzz target, or another test, one frame of each kind that matters.
+func addSeeds(tb testing.TB, add func(frame []byte)) {
+	tb.Helper()
 	for _, text := range []string{
 		"",
 		eth4 + ip4TCP + tcpSYN,
@@ -28,7 +28,7 @@ func addSeeds(f *testing.F, add func(frame []byte)) {
 			"20 01 0d b8 00 05 00 00 00 00 00 00 00 00 00 07" +
 			"06 00 01 04 00 00 00 00  00 50 9c 40 00 00 00 01",
 	} {
-		add(fromHex(f, text))
+		add(fromHex(tb, text))
 	}
 }
 
@@ -52,6 +52,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		checkMeta(t, frame, m)
+		checkBatch(t, frame, frame)
 		if m.End != 0 {
 			if again := parse(frame[:m.End]); again != m {
 				t.Fatalf("%x: without padding %+v, with it %+v", frame, again, m)

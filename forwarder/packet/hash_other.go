@@ -3,4 +3,4 @@
 package packet
 
 // hashPlain computes the hashes of the first n flows of s.
-func (s *Scratch) hashPlain(key *Key, n int) { s.hashEach(key, n) }
+func (s *Scratch) hashPlain(key *Key, hashes *[scratchSize]uint64, n int) { s.hashEach(key, hashes, n) }

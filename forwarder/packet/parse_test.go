@@ -26,7 +26,7 @@ func fromHex(t testing.TB, text string) []byte {
 
 // parse is Parse on a copy of frame whose capacity ends with it, into a Meta full of rubbish.
 func parse(frame []byte) Meta {
-	m := Meta{1, Addr{2, 3}, 4, 5, 6, 7, 8, 0xfff9, 12, 10, 11}
+	m := Meta{Hash: 1, Dst: Addr{2, 3}, SrcPort: 4, DstPort: 5, L3: 6, L4: 7, End: 8, Flags: 0xfff9, Proto: 12, Class: 10, Reason: 11}
 	exact := make([]byte, len(frame))
 	copy(exact, frame)
 	Parse(exact[:len(exact):len(exact)], &testKey, &m)
@@ -265,7 +265,7 @@ func TestParseLargest(t *testing.T) {
 		binary.BigEndian.PutUint16(frame[38:], uint16(total-20))
 		want := Meta{Reason: Truncated}
 		if total == 65521 {
-			want = Meta{from4(40000, 53, 17), addr("192.0.2.10"), 40000, 53, 14, 34, 65535, 0, 17, 0, None}
+			want = Meta{Hash: from4(40000, 53, 17), Dst: addr("192.0.2.10"), SrcPort: 40000, DstPort: 53, L3: 14, L4: 34, End: 65535, Flags: 0, Proto: 17, Class: 0, Reason: None}
 		}
 		if m := parse(frame); m != want {
 			t.Errorf("IPv4 packet of %d bytes: %+v, want %+v", total, m, want)
@@ -377,8 +377,8 @@ func checkMeta(t testing.TB, frame []byte, m Meta) {
 }
 
 func TestMetaSize(t *testing.T) {
-	if s := reflect.TypeFor[Meta]().Size(); s > 40 {
-		t.Errorf("Meta has %d bytes, more than 40", s)
+	if s := reflect.TypeFor[Meta]().Size(); s != 64 {
+		t.Errorf("Meta has %d bytes, want 64", s)
 	}
 	if s := reflect.TypeFor[Encap]().Size(); s > 72 {
 		t.Errorf("Encap has %d bytes, more than 72", s)

@@ -1,0 +1,126 @@
+package packet
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+)
+
+// frameDesc is a Desc, as the rings have them.
+type frameDesc struct {
+	Addr    uint64
+	Len     uint32
+	Options uint32
+}
+
+// checkBatch compares ParseBatch with Parse for a batch of these frames, which lie close together in memory, the last at its very end.
+func checkBatch(t testing.TB, frames ...[]byte) {
+	t.Helper()
+	var memory []byte
+	var descs []frameDesc
+	for _, f := range frames {
+		descs = append(descs, frameDesc{Addr: uint64(len(memory)), Len: uint32(len(f))})
+		memory = append(memory, f...)
+	}
+	memory = memory[:len(memory):len(memory)]
+	metas := make([]Meta, len(frames))
+	for i := range metas {
+		metas[i] = Meta{Hash: 1, Dst: Addr{2, 3}, SrcPort: 4, DstPort: 5, L3: 6, L4: 7, End: 8, Flags: 0xfff9, Proto: 12, Class: 10, Reason: 11}
+	}
+	var hashes [scratchSize]uint64
+	fragments := ParseBatch(memory, descs, &testKey, metas, &hashes, new(Scratch))
+	want := false
+	for i, f := range frames {
+		m := parse(f)
+		if metas[i] != m || hashes[i] != m.Hash {
+			t.Fatalf("frame %d of %d: %x: %+v and hash %#x, want %+v", i, len(frames), f, metas[i], hashes[i], m)
+		}
+		want = want || m.Reason == None && m.Flags&(First|Later) != 0
+	}
+	if fragments != want {
+		t.Fatalf("fragments %v, want %v", fragments, want)
+	}
+}
+
+// TestParseBatchIsParse mutates frames of each kind, at the places that are looked at, so that each test in the loop of plain packets
+// fails in turn.
+func TestParseBatchIsParse(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	var kinds [][]byte
+	addSeeds(t, func(frame []byte) { kinds = append(kinds, append(frame, make([]byte, 60)...)) })
+	checkBatch(t)
+	for range 20_000 {
+		var frames [][]byte
+		for range 1 + rng.IntN(scratchSize) {
+			f := bytes.Clone(kinds[rng.IntN(3)]) // mostly plain ones
+			if rng.IntN(4) == 0 {
+				f = bytes.Clone(kinds[rng.IntN(len(kinds))])
+			}
+			for range rng.IntN(3) {
+				f[12+rng.IntN(38)] = byte(rng.Uint32()) >> rng.IntN(8)
+			}
+			if rng.IntN(2) == 0 && f[14] == 0x45 {
+				setChecksum(f[14:34])
+			}
+			if rng.IntN(4) == 0 {
+				f = f[:rng.IntN(len(f)+1)]
+			}
+			frames = append(frames, f)
+		}
+		checkBatch(t, frames...)
+	}
+}
+
+// TestHashesTogether compares all ways to hash plain packets, in batches of all sizes.
+func TestHashesTogether(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for n := range scratchSize + 1 {
+		var s Scratch
+		for i := range n {
+			s.addrs[i], s.last[i] = rng.Uint64(), uint64(rng.Uint32())|uint64(ProtoUDP)<<32|13<<56
+		}
+		var together, each [scratchSize]uint64
+		s.hashPlain(&testKey, &together, n)
+		s.hashEach(&testKey, &each, n)
+		if !bytes.Equal(littleEndian(together[:n]), littleEndian(each[:n])) {
+			t.Fatalf("%d flows: %x, want %x", n, together[:n], each[:n])
+		}
+	}
+}
+
+func littleEndian(list []uint64) (b []byte) {
+	for _, w := range list {
+		b = append(b, byte(w), byte(w>>8), byte(w>>16), byte(w>>24), byte(w>>32), byte(w>>40), byte(w>>48), byte(w>>56))
+	}
+	return b
+}
+
+// checkApplyBatch compares ApplyBatch with Apply.
+func checkApplyBatch(t testing.TB, e *Encap, frame []byte) {
+	t.Helper()
+	const headroom = Headroom + 7
+	place := func() []byte { return append(bytes.Repeat([]byte{0xee}, headroom), frame...) }
+	m := parse(frame)
+	one, both := place(), place()
+	start, length := e.Apply(one, headroom, &m)
+	untouched := frameDesc{Addr: 1, Len: 2, Options: 3}
+	out := []frameDesc{untouched, untouched, untouched}
+	ApplyBatch(both, []Meta{{}, m}, []Departure{
+		{Index: 1},
+		{Encap: e, Start: uint64(headroom + m.L3), Length: m.End - m.L3, Flags: m.Flags, Class: m.Class, Index: 1},
+	}, out)
+	if want := (frameDesc{Addr: uint64(start), Len: uint32(length)}); !bytes.Equal(one, both) || out[1] != want || out[0] != untouched || out[2] != untouched {
+		t.Fatalf("%+v of %x:\n%x at %+v, want\n%x at %+v", *e, frame, both, out, one, want)
+	}
+}
+
+// TestApplyBatchNAT: with the other headers checkApply does it.
+func TestApplyBatchNAT(t *testing.T) {
+	e := NewNAT(nextMAC, ownMAC, netip.MustParseAddr("10.0.0.1"), 8080, 0)
+	addSeeds(t, func(frame []byte) {
+		if m := parse(frame); m.Reason == None && m.Flags&(Echo|V6) == 0 {
+			checkApplyBatch(t, &e, frame)
+		}
+	})
+}
