@@ -1,6 +1,9 @@
 package conntrack
 
-import "sync/atomic"
+import (
+	"math/bits"
+	"sync/atomic"
+)
 
 // Outcome is what an insert came to.
 type Outcome uint8
@@ -99,21 +102,16 @@ type survey struct {
 
 func (t *Table) survey(base, fp uint64) survey {
 	line := t.line(base)
-	s := survey{used: lineWords}
-	// Going round backwards, the last free word seen is the nearest to the preferred place.
-	p := preferred(fp) + lineWords
-	for range lineWords {
-		p--
-		w := atomic.LoadUint64(&line[p%lineWords])
-		if matches(w, fp) {
-			return survey{match: w, at: base + p%lineWords}
-		}
-		if w == 0 {
-			s.at = base + p%lineWords
-			s.used--
+	same, empty := scan(line, fp)
+	for ; same != 0; same &= same - 1 {
+		i := uint64(bits.TrailingZeros8(same))
+		if w := atomic.LoadUint64(&line[i]); matches(w, fp) { // else it has gone since
+			return survey{match: w, at: base + i}
 		}
 	}
-	return s
+	p := int(preferred(fp))
+	free := (p + bits.TrailingZeros8(bits.RotateLeft8(empty, -p))) % lineWords
+	return survey{at: base + uint64(free), used: lineWords - bits.OnesCount8(empty)}
 }
 
 // victim finds the word to overwrite in two full lines. The outcomes of evictions are in the order in which words are
@@ -157,7 +155,8 @@ func (t *Table) victim(home, alt uint64, tick uint16, lives []Life) (at, old uin
 func (t *Table) settle(home, alt, fp uint64) (kept uint64, found bool) {
 	for _, base := range [2]uint64{min(home, alt), max(home, alt)} {
 		line := t.line(base)
-		for i := range line {
+		for same, _ := scan(line, fp); same != 0; same &= same - 1 {
+			i := bits.TrailingZeros8(same)
 			w := atomic.LoadUint64(&line[i])
 			if !matches(w, fp) {
 				continue

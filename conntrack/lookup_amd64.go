@@ -22,3 +22,17 @@ func (t *Table) lookupHome(hashes []uint64, index []int, found []Word) (misses i
 	_, _ = index[len(hashes)-1], found[len(hashes)-1]
 	return lookupHomeAVX2(&t.words[0], t.mask, &hashes[0], len(hashes), &index[0], &found[0])
 }
+
+// scanAVX2 is scan.
+//
+//go:noescape
+func scanAVX2(line *[lineWords]uint64, fp uint64) (same, empty uint8)
+
+// scan returns, with a bit for each word of a line, which have this fingerprint and which are empty. Each word is read once and whole,
+// but not all at the same moment.
+func scan(line *[lineWords]uint64, fp uint64) (same, empty uint8) {
+	if !hasAVX2 {
+		return scanEach(line, fp)
+	}
+	return scanAVX2(line, fp)
+}

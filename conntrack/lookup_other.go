@@ -7,3 +7,7 @@ package conntrack
 func (t *Table) lookupHome(hashes []uint64, index []int, found []Word) (misses int) {
 	return t.lookupHomeEach(hashes, index, found)
 }
+
+// scan returns, with a bit for each word of a line, which have this fingerprint and which are empty. Each word is read once and whole,
+// but not all at the same moment.
+func scan(line *[lineWords]uint64, fp uint64) (same, empty uint8) { return scanEach(line, fp) }

@@ -123,20 +123,24 @@ const together = 64
 // lookupAlternates looks for the flows whose words are zero in their alternate lines.
 func (t *Table) lookupAlternates(hashes []uint64, index []int, words []Word) {
 	var (
-		lines [together]uint64
-		which [together]uint8
+		alternates [together]uint64 // hashes with the same fingerprints whose home lines these are
+		which      [together]uint8  // and their places in the batch
+		at         [together]int
+		found      [together]Word
 	)
 	misses := 0
 	for i, hash := range hashes {
 		if words[i] == 0 {
-			lines[misses%together] = t.alternate(t.home(hash), hash>>32) / lineWords
+			fp := hash >> 32
+			alternates[misses%together] = fp<<32 | t.alternate(t.home(hash), fp)/lineWords
 			which[misses%together] = uint8(i)
 			misses++
 		}
 	}
-	prefetch.Lines(t.words, t.mask, lines[:misses])
+	prefetch.Lines(t.words, t.mask, alternates[:misses])
+	t.lookupHome(alternates[:misses], at[:], found[:])
 	for k, i := range which[:misses] {
-		index[i], words[i] = t.find(lines[k]*lineWords, hashes[i]>>32)
+		index[i], words[i] = at[k], found[k]
 	}
 }
 
@@ -148,6 +152,19 @@ func (t *Table) lookupHomeEach(hashes []uint64, index []int, found []Word) (miss
 		}
 	}
 	return misses
+}
+
+// scanEach is scan word by word.
+func scanEach(line *[lineWords]uint64, fp uint64) (same, empty uint8) {
+	for i := range line {
+		w := atomic.LoadUint64(&line[i])
+		if w == 0 {
+			empty |= 1 << i
+		} else if w>>32 == fp {
+			same |= 1 << i
+		}
+	}
+	return same, empty
 }
 
 // find returns the word with this fingerprint in one line and its index.

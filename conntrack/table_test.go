@@ -171,6 +171,29 @@ func TestLookupHome(t *testing.T) {
 	}
 }
 
+// TestScan compares all ways to scan a line.
+func TestScan(t *testing.T) {
+	for pattern := range uint64(1 << lineWords * 3) {
+		var line [lineWords]uint64
+		for i := range line {
+			switch (pattern*2654435761>>i | pattern>>i) % 4 {
+			case 1:
+				line[i] = uint64(MakeWord(0, 5, 6, Closing))
+			case 2:
+				line[i] = uint64(MakeWord(77, uint32(i), 6, Established))
+			case 3:
+				line[i] = uint64(MakeWord(0x80000001, uint32(i), 6, Probation))
+			}
+		}
+		for _, fp := range []uint64{0, 77, 0x80000001, 5} {
+			same, empty := scan(&line, fp)
+			if wantSame, wantEmpty := scanEach(&line, fp); same != wantSame || empty != wantEmpty {
+				t.Fatalf("%x, fingerprint %d: %08b and %08b, want %08b and %08b", line, fp, same, empty, wantSame, wantEmpty)
+			}
+		}
+	}
+}
+
 func TestRefresh(t *testing.T) {
 	const now = 100
 	for _, c := range []struct {

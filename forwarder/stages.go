@@ -126,7 +126,7 @@ func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 				continue
 			}
 		}
-		if m.Flags&(packet.Echo|reply) == 0 && !w.usable(snap, i, now, tick) {
+		if m.Flags&(packet.Echo|reply) == 0 && (words[i] == 0 || !w.usable(snap, i, now, tick)) {
 			w.misses[w.missed] = uint8(i)
 			w.missed++
 		}
