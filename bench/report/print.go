@@ -278,7 +278,8 @@ func (g grid) markdown(b *bytes.Buffer) {
 	}
 }
 
-// Print writes what comes after the tables on a terminal: what they were measured in, how they stand to the aims, and what failed.
+// Print writes what comes after the tables on a terminal: what they were measured in, how they stand to the aims, and what
+// failed.
 func (r *Report) Print(w io.Writer) error {
 	var b bytes.Buffer
 	environment := grid{head: []string{"measured on", ""}, right: []bool{false, false}, rows: r.Environment.fields()}
@@ -295,8 +296,8 @@ func (r *Report) Print(w io.Writer) error {
 // Markdown writes the whole report.
 func (r *Report) Markdown(w io.Writer) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Benchmarks\n\nEffort: %s. Ratios, made within one round, are what holds; absolute values are this machine's, then.\n\n",
-		r.Effort)
+	fmt.Fprintf(&b, "# Benchmarks\n\nEffort: %s. Ratios, made within one round, are what holds; "+
+		"absolute values are this machine's, then.\n\n", r.Effort)
 	environment := grid{head: []string{"measured on", ""}, right: []bool{false, false}, rows: r.Environment.fields()}
 	environment.markdown(&b)
 	for _, n := range r.Notes {
