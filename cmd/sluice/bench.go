@@ -16,8 +16,8 @@ import (
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
-	c.AddCommand(benchWorkerCommand(), benchScalingCommand(), benchCompareCommand())
-	c.AddCommand(benchInstructionsCommand(), benchCountedCommand())
+	c.AddCommand(benchWorkerCommand(), benchScalingCommand(), benchTCPCommand())
+	c.AddCommand(benchInstructionsCommand(), benchCountedCommand(), benchCompareCommand())
 	return c
 }
 
