@@ -57,7 +57,7 @@ func barPicture(t *report.Table) picture {
 		better = "more is better"
 	}
 	return picture{
-		name: t.Name, title: t.Title, text: t.Rule + "\nMedians; whiskers are quartiles of the rounds.",
+		name: t.Name, title: title(t), text: t.Rule + "\nMedians; whiskers are quartiles of the rounds.",
 		height: 1.8 + 0.55*float64(len(bars)),
 		draw: func(c draw.Canvas) {
 			p := newPlot(axis+", "+better, "")

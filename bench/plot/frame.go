@@ -82,7 +82,7 @@ func style(size font.Length, c color.Color) text.Style {
 // write draws a picture into NAME.png and NAME.svg.
 func (p *picture) write(name string) error {
 	titleStyle, textStyle := style(13, color.Black), style(9, color.Gray{Y: 0x40})
-	title := wrap(strings.TrimSuffix(p.title, "."), titleStyle, width-2*margin)
+	title := wrap(p.title, titleStyle, width-2*margin)
 	caption := wrap(p.text, textStyle, width-2*margin)
 	above, below := titleStyle.Height(title)+margin, textStyle.Height(caption)+margin
 	height := vg.Length(p.height)*vg.Centimeter + above + below + 2*margin

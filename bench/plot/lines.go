@@ -36,7 +36,7 @@ func workerPictures(t *report.Table) []picture {
 		keep                     map[string][]string // values of labels
 	}{
 		{"worker-modes", "known flows, by forwarding mode", "flows", "mode family", "flows",
-			map[string][]string{"mix": {"hits"}, "batch": {"64"}, "workers": {"1"}}},
+			map[string][]string{"mix": {"hits", "independent"}, "batch": {"64"}, "workers": {"1"}}},
 		{"worker-mixes", "by what the packets meet (ipip, IPv4)", "flows", "mix", "flows",
 			map[string][]string{"mode": {"ipip", "swap", "memory"}, "family": {"v4"}, "batch": {"64"}, "workers": {"1"}}},
 		{"worker-batches", "by how many packets wait at a time (ipip, IPv4, 1k known flows)", "packets that wait", "mode", "batch",
@@ -46,7 +46,7 @@ func workerPictures(t *report.Table) []picture {
 		if len(lines) == 0 {
 			continue
 		}
-		out = append(out, linePicture(p.name, strings.TrimSuffix(t.Title, ".")+": "+p.title,
+		out = append(out, linePicture(p.name, title(t)+": "+p.title,
 			t.Rule+"\nMedians; whiskers are quartiles of the rounds. Less is better.",
 			p.axis, fmt.Sprintf("%s (%s)", t.Metric, t.Unit), lines, false, countTicks(lines)))
 	}
@@ -69,8 +69,11 @@ func linesOf(t *report.Table, x string, names []string, keep map[string][]string
 				name = append(name, v)
 			}
 		}
-		if len(name) == 0 {
-			name = []string{label(r, "mode")}
+		if mode := label(r, "mode"); floors[mode] != nil { // of any mix
+			name = []string{mode}
+			if mix := label(r, "mix"); mix != "-" {
+				name = append(name, mix)
+			}
 		}
 		out = add(out, strings.Join(name, " "), point{at, report.SpreadOf(r.Rounds)})
 	}
@@ -174,14 +177,14 @@ func percentilePictures(t *report.Table) []picture {
 		if len(lines) == 0 {
 			continue
 		}
-		name, title := t.Name, t.Title
+		name, text := t.Name, title(t)
 		if load != "" {
-			title = fmt.Sprintf("%s: at %s %% load", strings.TrimSuffix(t.Title, "."), load)
+			text += fmt.Sprintf(": at %s %% load", load)
 		}
 		if len(loads) > 1 {
 			name += "-" + load
 		}
-		out = append(out, linePicture(name, title, t.Rule+"\nLess is better.",
+		out = append(out, linePicture(name, text, t.Rule+"\nLess is better.",
 			"percentile", fmt.Sprintf("time (%s)", t.Unit), lines, true, ticks))
 	}
 	return out

@@ -12,6 +12,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"gonum.org/v1/plot/vg/draw"
 
@@ -69,6 +72,12 @@ func pictures(t *report.Table) []picture {
 		}
 	}
 	return out
+}
+
+// title is a table's, as part of another.
+func title(t *report.Table) string {
+	first, size := utf8.DecodeRuneInString(t.Title)
+	return string(unicode.ToUpper(first)) + strings.TrimSuffix(t.Title[size:], ".")
 }
 
 // label returns the value of a row's label; empty if it has none of this name.

@@ -38,7 +38,7 @@ func madeUp() *report.Report {
 			worker.Rows = append(worker.Rows, made(fmt.Sprintf(format, args...), reference, about))
 		}
 		add("", 6, "mode=swap family=v4 mix=- flows=%d batch=64 workers=1", flows)
-		add(swap, 3*more, "mode=memory family=- mix=- flows=%d batch=- workers=1", flows)
+		add(swap, 3*more, "mode=memory family=v4 mix=independent flows=%d batch=- workers=1", flows)
 		for k, mode := range []string{"ipip", "l2", "gue", "nat"} {
 			for v, family := range []string{"v4", "v6"} {
 				add(swap, (18+1.5*float64(k)+4*float64(v))*more,

@@ -16,7 +16,7 @@ import (
 // Print writes a table for a terminal.
 func Print(w io.Writer, t Table) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s: %s\n", t.Name, t.Title)
+	fmt.Fprintf(&b, "%s: %s\n", t.Name, t.sentence())
 	if t.Rule != "" {
 		fmt.Fprintf(&b, "%s\n", t.Rule)
 	}
@@ -29,6 +29,9 @@ func Print(w io.Writer, t Table) error {
 	_, err := w.Write(b.Bytes())
 	return err
 }
+
+// sentence is the title, which may stand with a full stop or without.
+func (t *Table) sentence() string { return capital(strings.TrimSuffix(t.Title, ".")) + "." }
 
 // caption says what the columns of values are.
 func (t *Table) caption() string {
@@ -307,7 +310,7 @@ func (r *Report) Markdown(w io.Writer) error {
 	r.aims().markdown(&b)
 	for i := range r.Tables {
 		t := &r.Tables[i]
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n", t.Name, t.Title)
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n", t.Name, t.sentence())
 		if t.Rule != "" {
 			fmt.Fprintf(&b, "\n%s\n", t.Rule)
 		}
