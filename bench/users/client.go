@@ -17,9 +17,9 @@ import (
 	"github.com/sluice-lb/sluice/testenv"
 )
 
-// client makes HTTP requests at a fixed rate, evenly spaced, on connections that stay. A request is due at its time, whether or not those
-// before it are answered, and how long it took is counted from then; so a system that stalls cannot hide the requests that it kept from
-// being made. It is one thread on one core, with ppoll, since the timers of Go's runtime are too coarse.
+// client makes HTTP requests at a fixed rate, evenly spaced, on connections that stay. A request is due at its time, whether or
+// not those before it are answered, and how long it took is counted from then; so a system that stalls cannot hide the requests
+// that it kept from being made. It is one thread on one core, with ppoll, since the timers of Go's runtime are too coarse.
 type client struct {
 	ns          *testenv.Namespace
 	core        int
@@ -41,7 +41,8 @@ const (
 	pageRequest = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 )
 
-// run makes rate requests a second for a time. failed are those that were not answered well, or not within two seconds after the end.
+// run makes rate requests a second for a time. failed are those that were not answered well, or not within two seconds after
+// the end.
 func (c *client) run(ctx context.Context, rate float64, d time.Duration) (took []time.Duration, failed int, err error) {
 	err = c.ns.Do(func() (err error) {
 		restore, err := ownCore(c.core)
@@ -150,6 +151,7 @@ type pacer struct {
 	fds    []unix.PollFd // of the connections, in their order; -1: it is closed
 	idle   []int         // connections without a request, the longest idle first, so that all are used
 	start  time.Time
+	open   int // connections that are not closed
 	took   []time.Duration
 	failed int
 }
@@ -158,13 +160,13 @@ type pacer struct {
 func pace(ctx context.Context, conns []conn, rate float64, d time.Duration) (took []time.Duration, failed int, err error) {
 	total := max(1, int(rate*d.Seconds()))
 	due := func(i int) time.Duration { return time.Duration(float64(i) / rate * float64(time.Second)) }
-	p := pacer{conns: conns, took: make([]time.Duration, 0, total)}
+	p := pacer{conns: conns, open: len(conns), took: make([]time.Duration, 0, total)}
 	for i := range conns {
 		p.fds = append(p.fds, unix.PollFd{Fd: int32(conns[i].fd), Events: unix.POLLIN})
 		p.idle = append(p.idle, i)
 	}
 	p.start = time.Now()
-	for made := 0; len(p.took)+p.failed < total; {
+	for made := 0; len(p.took)+p.failed < total && p.open > 0; {
 		if err := ctx.Err(); err != nil {
 			return nil, 0, err
 		}
@@ -231,4 +233,5 @@ func (p *pacer) drop(i int) {
 		p.idle = slices.DeleteFunc(p.idle, func(j int) bool { return j == i })
 	}
 	p.fds[i].Fd = -1
+	p.open--
 }

@@ -73,37 +73,59 @@ type measure struct {
 	run                       func(ctx context.Context, r *rig, s *running, d time.Duration, rate float64) (sample, error)
 }
 
-var cpuNote = "cpu_seconds is how long the CPU of system and router was busy, also with what else the machine did there; process_seconds is the CPU time " +
-	"of the system's processes, softirq_seconds that CPU's in softirq. The kernel does not tell these two apart exactly, so they are not to be added."
+const cpuNote = "cpu_seconds is how long the CPU of system and router was busy, also with what else the machine did there; " +
+	"process_seconds is the CPU time of the system's processes, softirq_seconds that CPU's in softirq. The kernel does not tell these " +
+	"two apart exactly, so they are not to be added."
+
+const closedNote = "The client keeps both cores busy and waits for answers, so a row can be above direct: what comes in larger batches costs clients and " +
+	"backends fewer wake-ups a request."
 
 var measures = []measure{
-	{name: "connections", title: fmt.Sprintf("HTTP requests of %d bytes, each on a connection of its own, %d at a time (wrk)", pageSize, connections),
-		metric: "new connections", unit: "1/s", higher: true, needs: []program{nginx, wrk}, work: "1000_requests", notes: []string{cpuNote},
+	{
+		name: "connections", metric: "new connections", unit: "1/s", higher: true,
+		title: fmt.Sprintf("HTTP requests of %d bytes, each on a connection of its own, %d at a time (wrk)", pageSize, connections),
+		needs: []program{nginx, wrk}, work: "1000_requests", notes: []string{closedNote, cpuNote},
 		run: func(ctx context.Context, r *rig, s *running, d time.Duration, _ float64) (sample, error) {
 			return r.wrk(ctx, s, d, "-H", "Connection: close")
-		}},
-	{name: "requests", title: fmt.Sprintf("HTTP requests of %d bytes on %d connections that stay (wrk)", pageSize, connections),
-		metric: "requests", unit: "1/s", higher: true, needs: []program{nginx, wrk}, work: "1000_requests", notes: []string{cpuNote},
+		},
+	},
+	{
+		name: "requests", metric: "requests", unit: "1/s", higher: true,
+		title: fmt.Sprintf("HTTP requests of %d bytes on %d connections that stay (wrk)", pageSize, connections),
+		needs: []program{nginx, wrk}, work: "1000_requests", notes: []string{closedNote, cpuNote},
 		run: func(ctx context.Context, r *rig, s *running, d time.Duration, _ float64) (sample, error) {
 			return r.wrk(ctx, s, d)
-		}},
-	{name: "throughput", title: "One TCP connection from client to backend (iperf3), the direction that passes every balancer",
-		metric: "throughput", unit: "Gbit/s", higher: true, needs: []program{iperf3}, work: "gigabyte", notes: []string{cpuNote},
+		},
+	},
+	{
+		name: "throughput", metric: "throughput", unit: "Gbit/s", higher: true,
+		title: "One TCP connection from client to backend (iperf3), the direction that passes every balancer",
+		needs: []program{iperf3}, work: "gigabyte", notes: []string{cpuNote},
 		run: func(ctx context.Context, r *rig, s *running, d time.Duration, _ float64) (sample, error) {
 			return r.iperf3(ctx, s, d)
-		}},
-	{name: "download", title: "One TCP connection from backend to client (iperf3 -R); with sluice-ipip it goes past the balancer",
-		metric: "throughput", unit: "Gbit/s", higher: true, needs: []program{iperf3}, work: "gigabyte", notes: []string{cpuNote},
+		},
+	},
+	{
+		name: "download", metric: "throughput", unit: "Gbit/s", higher: true,
+		title: "One TCP connection from backend to client (iperf3 -R); with sluice-ipip it goes past the balancer",
+		needs: []program{iperf3}, work: "gigabyte", notes: []string{cpuNote},
 		run: func(ctx context.Context, r *rig, s *running, d time.Duration, _ float64) (sample, error) {
 			return r.iperf3(ctx, s, d, "-R")
-		}},
-	{name: "idle", title: "Latency of HTTP requests on one connection, one after the other, with no other load (h2load): 99th percentile",
-		metric: "p99 latency", unit: "µs", needs: []program{nginx, h2load}, added: "added_p99",
+		},
+	},
+	{
+		name: "idle", metric: "p99 latency", unit: "µs",
+		title: "Latency of HTTP requests on one connection, one after the other, with no other load (h2load): 99th percentile",
+		needs: []program{nginx, h2load}, added: "added_p99",
 		run: func(ctx context.Context, r *rig, s *running, d time.Duration, _ float64) (sample, error) {
 			return r.h2load(ctx, s, d)
-		}},
-	{name: "latency", title: fmt.Sprintf("Latency of HTTP requests at a fixed rate on %d connections, counted from when each was due: 99th percentile", connections),
-		metric: "p99 latency", unit: "µs", needs: []program{nginx, wrk}, paced: true, added: "added_p99", work: "1000_requests", notes: []string{cpuNote},
+		},
+	},
+	{
+		name: "latency", metric: "p99 latency", unit: "µs",
+		title: fmt.Sprintf("Latency of HTTP requests at a fixed rate on %d connections, counted from when each was due: "+
+			"99th percentile", connections),
+		needs: []program{nginx, wrk}, paced: true, added: "added_p99", work: "1000_requests", notes: []string{cpuNote},
 		run: func(ctx context.Context, r *rig, s *running, d time.Duration, rate float64) (sample, error) {
 			c := client{ns: r.net.Client, core: r.userCore, to: s.web, connections: connections}
 			took, failed, err := c.run(ctx, rate, d)
@@ -111,7 +133,8 @@ var measures = []measure{
 				return sample{}, err
 			}
 			return latencySample(took, failed)
-		}},
+		},
+	},
 }
 
 // sample takes one measurement, and the CPU time that it cost.
@@ -185,7 +208,8 @@ func parseWrk(out string) (sample, error) {
 
 // iperf3 measures throughput.
 func (r *rig) iperf3(ctx context.Context, s *running, d time.Duration, args ...string) (sample, error) {
-	args = append([]string{"-c", s.bulk.Addr().String(), "-p", strconv.Itoa(int(s.bulk.Port())), "-t", seconds(d), "-J", "--connect-timeout", "3000"}, args...)
+	to, port := s.bulk.Addr().String(), strconv.Itoa(int(s.bulk.Port()))
+	args = append([]string{"-c", to, "-p", port, "-t", seconds(d), "-J", "--connect-timeout", "3000"}, args...)
 	out, err := r.run(ctx, d+startTime, iperf3.name, args...)
 	if err != nil {
 		return sample{}, err
@@ -220,7 +244,8 @@ func parseIperf3(out string) (sample, error) {
 func (r *rig) h2load(ctx context.Context, s *running, d time.Duration) (sample, error) {
 	file := r.path("h2load.log")
 	_ = os.Remove(file) // it adds to a file that there is
-	_, err := r.run(ctx, d+startTime, h2load.name, "--h1", "-c", "1", "-t", "1", "-D", seconds(d), "--log-file", file, fmt.Sprintf("http://%v/", s.web))
+	_, err := r.run(ctx, d+startTime, h2load.name, "--h1", "-c", "1", "-t", "1", "-D", seconds(d), "--log-file", file,
+		fmt.Sprintf("http://%v/", s.web))
 	if err != nil {
 		return sample{}, err
 	}

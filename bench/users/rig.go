@@ -50,8 +50,9 @@ type rig struct {
 
 // rule says what runs where.
 func (r *rig) rule() string {
-	return fmt.Sprintf("CPU %d: client programs, nginx and iperf3 on the backends, and the TCP/IP of these machines. CPU %d: the processes of the system under test (taskset), "+
-		"and what the kernel does on its node and on the router (RPS). The same for every system. %d backends.", r.userCore, r.systemCore, backends)
+	return fmt.Sprintf("CPU %d: client programs, nginx and iperf3 on the backends, and the TCP/IP of these machines. "+
+		"CPU %d: the processes of the system under test (taskset), and what the kernel does on its node and on the router, cables that leave them included (RPS). "+
+		"The same for every system. %d backends.", r.userCore, r.systemCore, backends)
 }
 
 // newRig makes the network and the backends. The Env owns all of it.
@@ -90,7 +91,7 @@ func cores() (user, system int, err error) {
 		return 0, 0, fmt.Errorf("read which cores may be used: %w", err)
 	}
 	if set.Count() < 2 {
-		return 0, 0, fmt.Errorf("cores that may be used: found %d, expected at least 2: one for clients and backends, one for the system", set.Count())
+		return 0, 0, fmt.Errorf("cores that may be used: found %d, expected 2: for clients and backends, and for the system", set.Count())
 	}
 	for user = 0; !set.IsSet(user); user++ {
 	}
@@ -108,8 +109,8 @@ func (r *rig) hosts() []*testenv.Namespace {
 	return out
 }
 
-// wire makes cables carry what a wire does: frames of at most the MTU, which the receiver's driver merges where it can. Otherwise
-// packets of 64 KiB would pass from kernel to kernel, but not through an XDP program.
+// wire makes cables carry what a wire does: frames of at most the MTU, which the receiver's driver merges where it can.
+// Otherwise packets of 64 KiB would pass from kernel to kernel, but not through an XDP program.
 func (r *rig) wire() error {
 	for _, ns := range r.hosts() {
 		if err := ns.SetFeatures("eth0", map[string]bool{testenv.TCPv4Segs: false, testenv.SoftMerge: true}); err != nil {
@@ -152,8 +153,8 @@ func cpuMask(core int) string {
 	return fmt.Sprintf("%x", 1<<(core%32)) + strings.Repeat(",00000000", core/32)
 }
 
-// translated is the address of a host in the network of a node that translates. A backend's replies from its address there go through
-// that node.
+// translated is the address of a host in the network of a node that translates. A backend's replies from its address there go
+// through that node.
 func translated(node int, h *testenv.Host) netip.Addr {
 	a := h.IPv4.As4()
 	a[2] = byte(1 + node)
@@ -194,7 +195,8 @@ func (r *rig) routeReplies() error {
 const backendConfig = `daemon off; user root; worker_processes 1; pid %[1]s/pid; error_log %[1]s/error.log;
 events { worker_connections 8192; }
 http { access_log off; sendfile on; keepalive_requests 1000000000; open_file_cache max=16;
-  client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
+  client_body_temp_path %[1]s/body; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u;
+  scgi_temp_path %[1]s/s;
   server { listen %[2]d backlog=4096; root %[1]s/www; } }
 `
 
@@ -219,7 +221,9 @@ func (r *rig) startBackend(i int) error {
 		return err
 	}
 	for name, content := range map[string]string{
-		"nginx.conf": fmt.Sprintf(backendConfig, dir, webPort), "www/name": backendName(i), "www/index.html": strings.Repeat("x", pageSize),
+		"nginx.conf":     fmt.Sprintf(backendConfig, dir, webPort),
+		"www/name":       backendName(i),
+		"www/index.html": strings.Repeat("x", pageSize),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			return err
@@ -253,7 +257,7 @@ func (r *rig) launch(ns *testenv.Namespace, core int, path string, args ...strin
 	return ns.Start(testenv.Cmd{Path: "taskset", Args: append([]string{"-c", fmt.Sprint(core), path}, args...), Dir: r.dir})
 }
 
-// run runs a client's program to its end and returns what it printed. It is killed when the context ends, or far behind its time.
+// run runs a client's program to its end and returns what it printed. It is killed when the context ends, or at the limit.
 func (r *rig) run(ctx context.Context, limit time.Duration, path string, args ...string) (string, error) {
 	p, err := r.launch(r.net.Client, r.userCore, path, args...)
 	if err != nil {

@@ -70,7 +70,7 @@ func startDirect(r *rig, s *running) error {
 	return r.announce(s, r.net.Backends...)
 }
 
-// startSluice starts the daemon, which has the services of both of Sluice's systems, and with the second one only announces that.
+// startSluice starts the daemon, which has the services of both of Sluice's systems; for the second one it only announces the VIP.
 func startSluice(r *rig, s *running) (err error) {
 	node := r.net.Nodes[sluiceNode]
 	if r.daemon == nil {

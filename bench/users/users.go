@@ -3,14 +3,14 @@
 // Package users measures what TCP users see of a load balancer: new connections a second, requests a second on connections that
 // stay, throughput and latency, through Sluice, HAProxy, nginx and the kernel's own DNAT, beside no balancer at all.
 //
-// All of it is one network of namespaces (package testenv): a client, a router, three backends that run nginx and iperf3, and three
-// nodes: Sluice's; that of the proxies; and the kernel's, apart because netfilter's hooks cost whatever passes them. Each system has a
-// VIP, which the router sends to its node; that of "direct" it spreads over the backends itself. All systems run all the time, idle
-// but in their turn, with the same backends behind them.
+// All of it is one network of namespaces (package testenv): a client, a router, three backends that run nginx and iperf3, and
+// three nodes: Sluice's; that of the proxies; and the kernel's, apart because netfilter's hooks cost whatever passes them. Each
+// system has a VIP, which the router sends to its node; that of "direct" it spreads over the backends itself. All systems run all
+// the time, idle but in their turn, with the same backends behind them.
 //
-// The machine is divided in two, for each system alike (see [Options]): what a user would have elsewhere, clients and backends, has one
-// core; the router and the node that is measured have another. So the ratio of two systems is that of users' results, and the busy time of
-// the second core is what a system costs.
+// The machine is divided in two, for each system alike: what a user would have elsewhere, clients and backends, has one core;
+// the router and the node that is measured have another. So the ratio of two systems is that of users' results, and the busy
+// time of the second core is what a system costs.
 //
 // Everything is taken down when the functions return, also by an error or the end of the context.
 package users
@@ -48,7 +48,8 @@ func Tables(ctx context.Context, effort report.Effort, programs string) ([]repor
 // OptionsFor returns the options of an effort. A smoke run leaves out what shows little in one second.
 func OptionsFor(effort report.Effort, programs string) Options {
 	if effort == report.Smoke {
-		return Options{Programs: programs, Duration: time.Second, Rounds: 1, Measures: []string{"connections", "requests", "throughput", "latency"}}
+		return Options{Programs: programs, Duration: time.Second, Rounds: 1,
+			Measures: []string{"connections", "requests", "throughput", "latency"}}
 	}
 	return Options{Programs: programs, Duration: 3 * time.Second, Rounds: 5}
 }
@@ -83,7 +84,7 @@ func (o *Options) check() error {
 			}
 		}
 	}
-	if o.wants(o.Measures, "latency") && !o.wants(o.Measures, "requests") {
+	if wanted(o.Measures, "latency") && !wanted(o.Measures, "requests") {
 		return errors.New("measures: latency is measured at half of what the slowest system does in requests: give both")
 	}
 	if o.Duration < time.Second || o.Duration > time.Minute || o.Duration%time.Second != 0 {
@@ -95,8 +96,8 @@ func (o *Options) check() error {
 	return nil
 }
 
-// wants says whether a name is among those asked for.
-func (o *Options) wants(list []string, name string) bool {
+// wanted says whether a name is among those asked for.
+func wanted(list []string, name string) bool {
 	return len(list) == 0 || slices.Contains(list, name)
 }
 
@@ -125,7 +126,7 @@ func Measure(ctx context.Context, o Options) (tables []report.Table, err error) 
 	}
 	var all []*running
 	for i := range systems {
-		if !o.wants(o.Systems, systems[i].name) {
+		if !wanted(o.Systems, systems[i].name) {
 			continue
 		}
 		s, err := r.start(ctx, &systems[i])
@@ -135,7 +136,7 @@ func Measure(ctx context.Context, o Options) (tables []report.Table, err error) 
 		all = append(all, s)
 	}
 	for i := range measures {
-		if !o.wants(o.Measures, measures[i].name) {
+		if !wanted(o.Measures, measures[i].name) {
 			continue
 		}
 		t, err := r.table(ctx, &measures[i], all, &o)
@@ -178,7 +179,8 @@ func (r *rig) table(ctx context.Context, m *measure, all []*running, o *Options)
 			}
 			row.Rounds = append(row.Rounds, got.value)
 			if got.errors > 0 {
-				t.Notes = append(t.Notes, fmt.Sprintf("%s, round %d: %d errors, so this round's value is not to be trusted.", s.name, round+1, got.errors))
+				t.Notes = append(t.Notes, fmt.Sprintf("%s, round %d: %d errors, so this round's value is not to be trusted.",
+					s.name, round+1, got.errors))
 			}
 			if extras[i] == nil {
 				extras[i] = map[string][]float64{}

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -15,12 +16,12 @@ import (
 	"github.com/sluice-lb/sluice/bench/users"
 )
 
-const benchTCPHelp = `Measure what TCP users see through Sluice (ipip and nat), HAProxy in TCP mode, nginx stream and the kernel's DNAT by nft,
-beside no balancer at all: connections a second, requests a second, throughput and latency, by wrk, h2load and iperf3.
+const benchTCPHelp = `Measure what TCP users see through Sluice (ipip and nat), HAProxy in TCP mode, nginx stream and the kernel's
+DNAT by nft, beside no balancer at all: connections a second, requests a second, throughput and latency, by wrk, h2load and iperf3.
 
 All systems are in one network of namespaces, before the same three backends, and take turns round after round; clients and
-backends have one core, the system under test the other. So ratios are good on a machine whose speed changes. Absolute values are this
-machine's, now.
+backends have one core, the system under test the other. So ratios are good on a machine whose speed changes. Absolute values
+are this machine's, now.
 
 Needs root and two cores. What is not installed is left out, and the tables say which Debian package has it. Nothing outside of the
 namespaces is touched, and everything is taken down at the end and on Ctrl-C.`
@@ -29,9 +30,9 @@ namespaces is touched, and everything is taken down at the end and on Ctrl-C.`
 type tcpRow struct {
 	System    string             `json:"system"`
 	Measure   string             `json:"measure"`
-	Value     float64            `json:"value"` // the median of the rounds
+	Value     float64            `json:"value,omitempty"` // the median of the rounds
 	Unit      string             `json:"unit"`
-	Rounds    []float64          `json:"rounds"`
+	Rounds    []float64          `json:"rounds,omitempty"`
 	Reference string             `json:"reference,omitempty"` // a system
 	Ratio     float64            `json:"ratio,omitempty"`     // to the reference, the median of the rounds
 	Extra     map[string]float64 `json:"extra,omitempty"`
@@ -62,6 +63,9 @@ func benchTCPCommand() *cobra.Command {
 				}
 			}
 			tables, err := users.Measure(ctx, o)
+			if ctx.Err() != nil {
+				return errors.New("bench tcp: interrupted; everything is taken down")
+			}
 			if err != nil {
 				return err
 			}
@@ -85,7 +89,10 @@ func tcpRows(tables []report.Table) []tcpRow {
 	rows := []tcpRow{}
 	for _, t := range tables {
 		for _, r := range t.Rows {
-			row := tcpRow{System: r.Labels[0].Value, Measure: r.Labels[1].Value, Unit: t.Unit, Rounds: r.Rounds, Extra: r.Extra, Missing: r.Missing}
+			row := tcpRow{
+				System: r.Labels[0].Value, Measure: r.Labels[1].Value, Unit: t.Unit,
+				Rounds: r.Rounds, Extra: r.Extra, Missing: r.Missing,
+			}
 			if len(r.Rounds) > 0 {
 				row.Value = report.SpreadOf(r.Rounds).Median
 			}
