@@ -17,7 +17,7 @@ import (
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
 	c.AddCommand(benchAllCommand(), benchWorkerCommand(), benchScalingCommand(), benchTCPCommand())
-	c.AddCommand(benchInstructionsCommand(), benchCountedCommand(), benchCompareCommand())
+	c.AddCommand(benchInstructionsCommand(), benchCountedCommand(), benchCostCommand(), benchCompareCommand())
 	return c
 }
 
