@@ -16,22 +16,45 @@ import (
 // Print writes a table for a terminal.
 func Print(w io.Writer, t Table) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s: %s\n", t.Name, t.sentence())
-	if t.Rule != "" {
-		fmt.Fprintf(&b, "%s\n", t.Rule)
-	}
-	fmt.Fprintf(&b, "%s\n\n", t.caption())
-	t.grid().print(&b)
-	for _, line := range t.remarks() {
-		fmt.Fprintf(&b, "\n%s", line)
-	}
+	paragraph(&b, t.Name+": "+t.sentence())
+	paragraph(&b, t.Rule)
+	paragraph(&b, t.caption())
 	b.WriteString("\n")
+	t.grid().print(&b)
+	for i, line := range t.remarks() {
+		if i == 0 {
+			b.WriteString("\n")
+		}
+		paragraph(&b, line)
+	}
 	_, err := w.Write(b.Bytes())
 	return err
 }
 
 // sentence is the title, which may stand with a full stop or without.
 func (t *Table) sentence() string { return capital(strings.TrimSuffix(t.Title, ".")) + "." }
+
+// paragraph writes text in lines of 110 characters at most, and nothing if there is none.
+func paragraph(b *bytes.Buffer, text string) {
+	line := 0
+	for _, word := range strings.Fields(text) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case line == 0:
+			line = n
+		case line+1+n > 110:
+			b.WriteString("\n")
+			line = n
+		default:
+			b.WriteString(" ")
+			line += 1 + n
+		}
+		b.WriteString(word)
+	}
+	if line > 0 {
+		b.WriteString("\n")
+	}
+}
 
 // caption says what the columns of values are.
 func (t *Table) caption() string {
@@ -95,12 +118,17 @@ func (t *Table) grid() grid {
 	for _, l := range t.Rows[0].Labels {
 		g.column(l.Name, false)
 	}
-	g.column(t.Unit, true)
-	g.column("quartiles", true)
+	spread := slices.ContainsFunc(t.Rows, func(r Row) bool { return len(r.Rounds) > 1 })
+	figures := func(name string) {
+		g.column(name, true)
+		if spread {
+			g.column("quartiles", true)
+		}
+	}
+	figures(t.Unit)
 	refs := t.references()
 	if len(refs) > 0 {
-		g.column("ratio", true)
-		g.column("quartiles", true)
+		figures("ratio")
 	}
 	if len(refs) > 1 {
 		g.column("to", false)
@@ -121,14 +149,9 @@ func (t *Table) grid() grid {
 		for _, l := range r.Labels {
 			cells = append(cells, l.Value)
 		}
-		var values, ratios Spread
-		if len(r.Rounds) > 0 {
-			values = SpreadOf(r.Rounds)
-		}
-		cells = append(cells, values.cells(len(r.Rounds))...)
+		cells = append(cells, figureCells(r.Rounds, spread)...)
 		if len(refs) > 0 {
-			ratios, _ = t.Ratio(r)
-			cells = append(cells, ratios.cells(len(t.Quotients(r)))...)
+			cells = append(cells, figureCells(t.Quotients(r), spread)...)
 		}
 		if len(refs) > 1 {
 			cells = append(cells, r.Reference)
@@ -145,15 +168,20 @@ func (t *Table) grid() grid {
 	return g
 }
 
-// cells are a median and its quartiles, of so many values.
-func (s Spread) cells(values int) []string {
-	switch values {
-	case 0:
-		return []string{"–", ""}
-	case 1:
-		return []string{Figure(s.Median), ""}
+// figureCells are the median of values, and with spread their quartiles.
+func figureCells(values []float64, spread bool) []string {
+	median, quartiles := "–", ""
+	if len(values) > 0 {
+		s := SpreadOf(values)
+		median = Figure(s.Median)
+		if len(values) > 1 {
+			quartiles = Figure(s.Low) + "–" + Figure(s.High)
+		}
 	}
-	return []string{Figure(s.Median), Figure(s.Low) + "–" + Figure(s.High)}
+	if spread {
+		return []string{median, quartiles}
+	}
+	return []string{median}
 }
 
 // Figure writes a number with three digits at least, and no more decimals than that takes.

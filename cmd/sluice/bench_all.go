@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-lb/sluice/bench/cost"
 	"github.com/sluice-lb/sluice/bench/report"
 	"github.com/sluice-lb/sluice/bench/users"
 )
@@ -32,6 +33,9 @@ func benchmarks() []benchmark {
 	veth := []report.NIC{{Driver: "veth", Mode: "copy"}}
 	return []benchmark{
 		{"tcp", veth, withPrograms(users.Tables)},
+		{"cost", veth, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
+			return cost.Tables(ctx, effort, costNeeds())
+		}},
 	}
 }
 
@@ -131,10 +135,9 @@ func runAll(ctx context.Context, r *report.Report, list []benchmark, dir string,
 				continue
 			}
 			r.Tables = append(r.Tables, t)
-			if err := report.Print(out, t); err != nil {
+			if err := printTables(out, []report.Table{t}, false); err != nil {
 				return err
 			}
-			fmt.Fprintln(out)
 		}
 		if err == nil && ctx.Err() != nil {
 			err = errors.New("interrupted")
