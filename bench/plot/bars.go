@@ -2,6 +2,7 @@ package main
 
 import (
 	"image/color"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,8 +23,8 @@ type bar struct {
 	text    string // stands behind the bar
 }
 
-// barPicture draws a bar a row: a group for each setting, in it a bar for each value of the first label, of the ratio if
-// any row has one, else of the value.
+// barPicture draws a bar a row, of the ratio if any row has one, else of the value: a group for each setting, in it a bar for each
+// value of the first label; or no groups, if most would have one bar. What spans more than fits is drawn on a logarithmic axis.
 func barPicture(t *report.Table) picture {
 	first := t.Rows[0].Labels[0].Name
 	colour, _ := palette(values(t, first))
@@ -38,16 +39,23 @@ func barPicture(t *report.Table) picture {
 		}
 		rows[g] = append(rows[g], &t.Rows[i])
 	}
+	grouped := len(groups) > 1 && 5*len(groups) < 3*len(t.Rows)
 	var bars []bar
 	for _, g := range groups {
-		if len(groups) > 1 {
+		if grouped {
 			bars = append(bars, bar{name: g, heading: true})
 		}
 		for _, r := range rows[g] {
 			system := label(r, first)
-			bars = append(bars, barOf(t, r, ratios, named(first, system), colour[system]))
+			name := named(first, system)
+			if !grouped && g != "" {
+				name += ", " + g
+			}
+			bars = append(bars, barOf(t, r, ratios, name, colour[system]))
 		}
 	}
+	all := &barPlot{bars: bars, unity: ratios}
+	all.logarithmic(!ratios)
 	axis := t.Metric + " (" + t.Unit + ")"
 	if ratios {
 		axis = t.Metric + ", ratio to " + references(t)
@@ -56,13 +64,22 @@ func barPicture(t *report.Table) picture {
 	if t.Higher {
 		better = "more is better"
 	}
+	if all.from > 0 {
+		axis += ", logarithmic"
+	}
+	text := t.Rule
+	if slices.ContainsFunc(t.Rows, func(r report.Row) bool { return len(r.Rounds) > 1 }) {
+		text += "\nMedians; whiskers are quartiles of the rounds."
+	}
 	return picture{
-		name: t.Name, title: title(t), text: t.Rule + "\nMedians; whiskers are quartiles of the rounds.",
+		name: t.Name, title: title(t), text: text,
 		height: 1.8 + 0.55*float64(len(bars)),
 		draw: func(c draw.Canvas) {
 			p := newPlot(axis+", "+better, "")
-			p.X.Min = 0
-			p.Add(&barPlot{bars: bars, unity: ratios})
+			p.Add(all)
+			if all.from > 0 {
+				p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.LogTicks{}
+			}
 			var ticks []plot.Tick
 			for i := range bars {
 				if !bars[i].heading {
@@ -152,6 +169,21 @@ func references(t *report.Table) string {
 type barPlot struct {
 	bars  []bar
 	unity bool // a line where the ratio is 1
+	// from is where bars begin: at 0, or on a logarithmic axis at the power of ten below the shortest.
+	from float64
+}
+
+// logarithmic makes the axis so, if it may be and the longest bar is some hundred times the shortest.
+func (b *barPlot) logarithmic(may bool) {
+	low, high := math.Inf(1), 0.0
+	for _, x := range b.bars {
+		if v := x.spread.Median; v > 0 {
+			low, high = min(low, v), max(high, v)
+		}
+	}
+	if may && high > 300*low {
+		b.from = math.Pow(10, math.Floor(math.Log10(low)-0.1))
+	}
 }
 
 // DataRange leaves room for the text behind the longest bar.
@@ -164,6 +196,9 @@ func (b *barPlot) DataRange() (xmin, xmax, ymin, ymax float64) {
 	}
 	if xmax == 0 {
 		xmax = 1
+	}
+	if b.from > 0 {
+		return b.from, b.from * math.Pow(xmax/b.from, 1.35), -0.6, float64(len(b.bars)) - 0.4
 	}
 	return 0, 1.35 * xmax, -0.6, float64(len(b.bars)) - 0.4
 }
@@ -179,18 +214,19 @@ func (b *barPlot) Plot(c draw.Canvas, p *plot.Plot) {
 		middle := style(9, color.Black)
 		middle.YAlign = -0.5
 		if bar.heading {
-			c.FillText(middle, vg.Point{X: x(0) + 4, Y: y(at-0.1) + 1}, bar.name)
+			c.FillText(middle, vg.Point{X: x(b.from) + 4, Y: y(at-0.1) + 1}, bar.name)
 			continue
 		}
-		end := x(bar.spread.Median)
+		begin, end := x(b.from), x(max(bar.spread.Median, b.from))
 		bottom, top := y(at-0.36), y(at+0.36)
-		c.FillPolygon(bar.colour, []vg.Point{{X: x(0), Y: bottom}, {X: end, Y: bottom}, {X: end, Y: top}, {X: x(0), Y: top}})
-		if low, high := x(bar.spread.Low), x(bar.spread.High); high > low {
+		c.FillPolygon(bar.colour, []vg.Point{{X: begin, Y: bottom}, {X: end, Y: bottom}, {X: end, Y: top}, {X: begin, Y: top}})
+		low, high := x(max(bar.spread.Low, b.from)), x(max(bar.spread.High, b.from))
+		if high > low {
 			line := draw.LineStyle{Color: color.Black, Width: 0.75}
 			c.StrokeLine2(line, low, y(at), high, y(at))
 			c.StrokeLine2(line, low, y(at-0.15), low, y(at+0.15))
 			c.StrokeLine2(line, high, y(at-0.15), high, y(at+0.15))
 		}
-		c.FillText(middle, vg.Point{X: x(bar.spread.High) + 5, Y: y(at) + 1}, bar.text)
+		c.FillText(middle, vg.Point{X: high + 5, Y: y(at) + 1}, bar.text)
 	}
 }

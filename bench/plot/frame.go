@@ -16,6 +16,8 @@ import (
 	"gonum.org/v1/plot/vg/draw"
 	"gonum.org/v1/plot/vg/vgimg"
 	"gonum.org/v1/plot/vg/vgsvg"
+
+	"github.com/sluice-lb/sluice/bench/report"
 )
 
 const (
@@ -148,6 +150,14 @@ func newPlot(x, y string) *plot.Plot {
 	return p
 }
 
+// tickLabel writes a number on an axis.
+func tickLabel(v float64) string {
+	if math.Abs(v) >= 10_000 {
+		return report.Figure(v)
+	}
+	return strconv.FormatFloat(v, 'g', 6, 64)
+}
+
 // evenTicks are some six, at multiples of 1, 2 or 5 times a power of ten.
 type evenTicks struct{}
 
@@ -162,7 +172,7 @@ func (evenTicks) Ticks(low, high float64) []plot.Tick {
 	}
 	var out []plot.Tick
 	for i := math.Ceil(low / step); i*step <= high; i++ {
-		out = append(out, plot.Tick{Value: i * step, Label: strconv.FormatFloat(i*step, 'g', 6, 64)})
+		out = append(out, plot.Tick{Value: i * step, Label: tickLabel(i * step)})
 	}
 	return out
 }
@@ -175,7 +185,7 @@ func (powerTicks) Ticks(low, high float64) []plot.Tick {
 	var out []plot.Tick
 	for v := stepDown(low); v <= high*1.001; v = stepUp(v * 1.001) {
 		if v >= low*0.999 {
-			out = append(out, plot.Tick{Value: v, Label: strconv.FormatFloat(v, 'g', 6, 64)})
+			out = append(out, plot.Tick{Value: v, Label: tickLabel(v)})
 		}
 	}
 	return out
