@@ -16,7 +16,7 @@ import (
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
-	c.AddCommand(benchWorkerCommand(), benchScalingCommand(), benchCompareCommand())
+	c.AddCommand(benchWorkerCommand(), benchScalingCommand(), benchVethCommand(), benchCompareCommand())
 	return c
 }
 
