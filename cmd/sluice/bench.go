@@ -16,8 +16,11 @@ import (
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
-	c.AddCommand(benchAllCommand(), benchWorkerCommand(), benchScalingCommand(), benchTCPCommand())
-	c.AddCommand(benchInstructionsCommand(), benchCountedCommand(), benchCostCommand(), benchCompareCommand())
+	c.AddCommand(
+		benchAllCommand(), benchCompareCommand(),
+		benchWorkerCommand(), benchScalingCommand(), benchVethCommand(), benchTCPCommand(), benchCostCommand(),
+		benchInstructionsCommand(), benchCountedCommand(),
+	)
 	return c
 }
 
