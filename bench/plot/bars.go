@@ -23,12 +23,13 @@ type bar struct {
 	text    string // stands behind the bar
 }
 
-// barPicture draws a bar a row, of the ratio if any row has one, else of the value: a group for each setting, in it a bar for each
+// barPicture draws a bar a row, of the ratio if all are to the same system, else of the value: a group for each setting, in it a bar for each
 // value of the first label; or no groups, if most would have one bar. What spans more than fits is drawn on a logarithmic axis.
 func barPicture(t *report.Table) picture {
 	first := t.Rows[0].Labels[0].Name
 	colour, _ := palette(values(t, first))
-	ratios := slices.ContainsFunc(t.Rows, func(r report.Row) bool { _, ok := t.Ratio(&r); return ok })
+	// Ratios to more than one thing cannot stand beside each other.
+	ratios := len(references(t)) == 1 && slices.ContainsFunc(t.Rows, func(r report.Row) bool { _, ok := t.Ratio(&r); return ok })
 
 	var groups []string
 	rows := map[string][]*report.Row{}
@@ -58,7 +59,7 @@ func barPicture(t *report.Table) picture {
 	all.logarithmic(!ratios)
 	axis := t.Metric + " (" + t.Unit + ")"
 	if ratios {
-		axis = t.Metric + ", ratio to " + references(t)
+		axis = t.Metric + ", ratio to " + references(t)[0]
 	}
 	better := "less is better"
 	if t.Higher {
@@ -151,7 +152,7 @@ func short(n int) string {
 }
 
 // references names what ratios refer to: the first labels of the references.
-func references(t *report.Table) string {
+func references(t *report.Table) []string {
 	var out []string
 	for i := range t.Rows {
 		ref := t.Find(t.Rows[i].Reference)
@@ -162,7 +163,7 @@ func references(t *report.Table) string {
 			out = append(out, name)
 		}
 	}
-	return strings.Join(out, ", ")
+	return out
 }
 
 // barPlot draws horizontal bars, the first one on top.

@@ -121,24 +121,17 @@ func percentilesOf(t *report.Table) []string {
 	var out []string
 	for i := range t.Rows {
 		for name := range t.Rows[i].Extra {
-			if _, ok := percentile(name); ok && !slices.Contains(out, name) {
+			if _, ok := report.Percentile(name); ok && !slices.Contains(out, name) {
 				out = append(out, name)
 			}
 		}
 	}
 	slices.SortFunc(out, func(a, b string) int {
-		x, _ := percentile(a)
-		y, _ := percentile(b)
+		x, _ := report.Percentile(a)
+		y, _ := report.Percentile(b)
 		return cmp.Compare(x, y)
 	})
 	return out
-}
-
-// percentile reads p99_9 as 99.9.
-func percentile(name string) (float64, bool) {
-	digits, ok := strings.CutPrefix(name, "p")
-	v, err := strconv.ParseFloat(strings.Replace(digits, "_", ".", 1), 64)
-	return v, ok && err == nil && v >= 0 && v < 100
 }
 
 // nines places a percentile: 90 at 1, 99 at 2, 99.9 at 3.
@@ -149,7 +142,7 @@ func percentilePictures(t *report.Table) []picture {
 	names := percentilesOf(t)
 	var ticks []plot.Tick
 	for _, n := range names {
-		v, _ := percentile(n)
+		v, _ := report.Percentile(n)
 		ticks = append(ticks, plot.Tick{Value: nines(v), Label: "p" + strconv.FormatFloat(v, 'f', -1, 64)})
 	}
 	loads := values(t, "load")
@@ -169,7 +162,7 @@ func percentilePictures(t *report.Table) []picture {
 			}
 			for _, n := range names {
 				if v, ok := r.Extra[n]; ok && v > 0 {
-					at, _ := percentile(n)
+					at, _ := report.Percentile(n)
 					lines = add(lines, strings.Join(name, " "), point{nines(at), report.Spread{Median: v, Low: v, High: v}})
 				}
 			}

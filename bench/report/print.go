@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -139,7 +140,7 @@ func (t *Table) grid() grid {
 			extras[name] = true
 		}
 	}
-	names := slices.SortedFunc(maps.Keys(extras), natural)
+	names := slices.SortedFunc(maps.Keys(extras), extraOrder)
 	for _, name := range names {
 		g.column(name, true)
 	}
@@ -211,34 +212,31 @@ func Figure(v float64) string {
 	return strconv.FormatFloat(v, 'g', 2, 64)
 }
 
-// natural orders names such that "p99" comes before "p99_9", and that before "p100".
-func natural(a, b string) int {
-	for a != "" && b != "" {
-		na, ra := number(a)
-		nb, rb := number(b)
-		if ra != a && rb != b {
-			if c := cmp.Compare(na, nb); c != 0 {
-				return c
-			}
-			a, b = ra, rb
-			continue
-		}
-		if a[0] != b[0] {
-			return cmp.Compare(a[0], b[0])
-		}
-		a, b = a[1:], b[1:]
+// Percentile says whether a further figure is a percentile, and which: 99.9 of "p99_9" and "p99.9_us".
+func Percentile(name string) (percent float64, ok bool) {
+	parts := percentileName.FindStringSubmatch(name)
+	if parts == nil {
+		return 0, false
 	}
-	return cmp.Compare(len(a), len(b))
+	percent, err := strconv.ParseFloat(strings.Replace(parts[1], "_", ".", 1), 64)
+	return percent, err == nil && percent < 100
 }
 
-// number takes the number off that s begins with.
-func number(s string) (n int, rest string) {
-	end := 0
-	for end < len(s) && s[end] >= '0' && s[end] <= '9' {
-		end++
+var percentileName = regexp.MustCompile(`^p([0-9]+([._][0-9]+)?)(_[nuµm]?s)?$`)
+
+// extraOrder orders further figures by their names, and percentiles behind them by their values.
+func extraOrder(a, b string) int {
+	x, first := Percentile(a)
+	y, second := Percentile(b)
+	switch {
+	case first && second:
+		return cmp.Compare(x, y)
+	case first:
+		return 1
+	case second:
+		return -1
 	}
-	n, _ = strconv.Atoi(s[:end])
-	return n, s[end:]
+	return cmp.Compare(a, b)
 }
 
 func capital(s string) string {

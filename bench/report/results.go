@@ -61,9 +61,6 @@ func (r *Report) Results(loose bool) []Result {
 				continue
 			}
 			result.Bound = a.Loose
-			if a.Short != nil {
-				a.Rows = a.Short
-			}
 		}
 		result.Found, result.Row, result.Missing = a.read(r)
 		out = append(out, result)

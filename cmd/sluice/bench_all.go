@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-lb/sluice/bench/cost"
 	"github.com/sluice-lb/sluice/bench/report"
 	"github.com/sluice-lb/sluice/bench/users"
+	"github.com/sluice-lb/sluice/bench/veth"
 )
 
 // benchmark is one of `sluice bench all`. The names of its tables begin with its own.
@@ -30,10 +31,17 @@ type benchmark struct {
 
 // benchmarks are all of them, in their order.
 func benchmarks() []benchmark {
-	veth := []report.NIC{{Driver: "veth", Mode: "copy"}}
+	cable := []report.NIC{{Driver: "veth", Mode: "copy"}}
 	return []benchmark{
-		{"tcp", veth, withPrograms(users.Tables)},
-		{"cost", veth, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
+		{"veth", cable, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
+			self, err := os.Executable()
+			if err != nil {
+				return nil, err
+			}
+			return veth.Tables(ctx, effort, self)
+		}},
+		{"tcp", cable, withPrograms(users.Tables)},
+		{"cost", cable, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
 			return cost.Tables(ctx, effort, costNeeds())
 		}},
 	}
