@@ -77,8 +77,8 @@ const cpuNote = "cpu_seconds is how long the CPU of system and router was busy, 
 	"process_seconds is the CPU time of the system's processes, softirq_seconds that CPU's in softirq. The kernel does not tell these " +
 	"two apart exactly, so they are not to be added."
 
-const closedNote = "The client keeps both cores busy and waits for answers, so a row can be above direct: what comes in larger batches costs clients and " +
-	"backends fewer wake-ups a request."
+const closedNote = "The client waits for answers and keeps both cores busy, so a row can be above direct: what comes in larger " +
+	"batches probably costs clients and backends fewer wake-ups a request."
 
 var measures = []measure{
 	{

@@ -47,7 +47,9 @@ func everySystem(t *testing.T, dir string) {
 					t.Errorf("%s of %s is missing: %s", table.Name, name, r.Missing)
 				}
 				t.Logf("%s of %s: %s", table.Name, name, r.Missing)
-			case len(r.Rounds) != 1 || r.Rounds[0] <= 0 || r.Extra["errors"] != 0:
+			case len(r.Rounds) != 1 || r.Rounds[0] <= 0:
+				t.Errorf("%s of %s: %v, want one round", table.Name, name, r.Rounds)
+			case r.Extra["errors"] != 0 && table.Name == "tcp-requests": // what is due at a fixed rate may be late on a busy machine
 				t.Errorf("%s of %s: %v, %v", table.Name, name, r.Rounds, r.Extra)
 			}
 		}
