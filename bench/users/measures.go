@@ -174,7 +174,8 @@ func (r *rig) sample(ctx context.Context, m *measure, s *running, d time.Duratio
 // wrkScript has wrk print what it found in one line; it costs nothing while wrk measures.
 const wrkScript = `done = function(s, latency)
   local e = s.errors
-  io.write(string.format("` + wrkMark + ` %d %d %d %d %d %d %d\n", s.requests, s.duration, e.connect, e.read, e.write, e.status, e.timeout))
+  io.write(string.format("` + wrkMark + ` %d %d %d %d %d %d %d\n",
+    s.requests, s.duration, e.connect, e.read, e.write, e.status, e.timeout))
 end
 `
 
