@@ -17,7 +17,7 @@ import (
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
 	c.AddCommand(benchWorkerCommand(), benchScalingCommand(), benchCompareCommand())
-	c.AddCommand(benchInstructionsCommand(), benchCountedCommand(), benchCostCommand())
+	c.AddCommand(benchInstructionsCommand(), benchCountedCommand(), benchCostCommand(), benchChurnCommand())
 	return c
 }
 

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/bench/cost"
 	"github.com/sluice-lb/sluice/bench/report"
@@ -106,7 +108,9 @@ flows, services and backends. The daemon itself is measured in a network namespa
 			if smoke {
 				effort = report.Smoke
 			}
-			tables, err := cost.Tables(c.Context(), effort, costNeeds())
+			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, unix.SIGTERM)
+			defer stop()
+			tables, err := cost.Tables(ctx, effort, costNeeds())
 			if err != nil {
 				return err
 			}
