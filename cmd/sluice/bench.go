@@ -14,7 +14,7 @@ func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
 	c.AddCommand(
 		benchAllCommand(), benchCompareCommand(),
-		benchWorkerCommand(), benchScalingCommand(), benchVethCommand(), benchTCPCommand(), benchCostCommand(),
+		benchWorkerCommand(), benchScalingCommand(), benchVethCommand(), benchTCPCommand(), benchChurnCommand(), benchCostCommand(),
 		benchInstructionsCommand(), benchCountedCommand(),
 	)
 	return c
