@@ -94,6 +94,10 @@ func Aims() []Aim {
 			Table: "tcp-latency", Rows: labels("system=sluice-ipip"), How: QuotientOf, Against: labels("system=haproxy"),
 			Bound: 1,
 		}, {
+			Name: "spike", Measure: "p99.99 in the worker during rebuild, reload, sweep, GC", Unit: "µs",
+			Table: "churn-latency", How: ValueOf,
+			Bound: 1000,
+		}, {
 			Name: "allocations", Measure: "allocations a packet, on any path", Unit: "a packet",
 			Table: "worker", How: ExtraOf, Extra: "allocs_per_packet",
 			Bound: 0, Loose: 0, Asserted: true,

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/bench/asavie"
+	"github.com/sluice-lb/sluice/bench/churn"
 	"github.com/sluice-lb/sluice/bench/cost"
 	"github.com/sluice-lb/sluice/bench/memnic"
 	"github.com/sluice-lb/sluice/bench/report"
@@ -45,6 +46,11 @@ func benchmarks() []benchmark {
 			return veth.Tables(ctx, effort, self)
 		}},
 		{"tcp", cable, withPrograms(users.Tables)},
+		{"churn", nil, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
+			o := churn.OptionsFor(effort)
+			o.Load = loadSpec
+			return churn.Tables(ctx, o)
+		}},
 		{"cost", cable, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
 			return cost.Tables(ctx, effort, costNeeds())
 		}},
