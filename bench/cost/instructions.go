@@ -5,11 +5,15 @@ package cost
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/sluice-lb/sluice/bench/rig"
+	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/internal/singlestep"
 )
 
@@ -35,11 +39,18 @@ type Case struct {
 //   - replies: from backends to clients, only with nat
 var Mixes = []string{"hits", "renewed", "misses", "new", "evict", "cookie", "challenge", "limits", "replies"}
 
+// Swap is the mode that is no forwarding: a bare swap of MAC addresses.
+const Swap = "swap"
+
+var modes = map[string]forwarder.Mode{"l2": forwarder.L2, "ipip": forwarder.IPIP, "gue": forwarder.GUE, "nat": forwarder.NAT}
+
 // tickTime is that of the flow table's clock.
 const tickTime = time.Duration(1 << 31)
 
 func (c *Case) validate() error {
 	switch {
+	case modes[c.Mode] == 0 && c.Mode != "l2" && c.Mode != Swap:
+		return fmt.Errorf("mode %q: expected swap, ipip, l2, gue or nat", c.Mode)
 	case !slices.Contains(Mixes, c.Mix):
 		return fmt.Errorf("mix %q: expected one of %s", c.Mix, strings.Join(Mixes, ", "))
 	case c.Mix == "replies" && c.Mode != "nat":
@@ -71,7 +82,52 @@ func Count(ctx context.Context, c Case, arguments ...string) (*Instructions, err
 	if err != nil {
 		return nil, fmt.Errorf("count the instructions of %s: %w", c.name(), err)
 	}
-	return summarize(c, p), nil
+	i := summarize(c, p)
+	if i.Counter, err = hardware(c); err != nil {
+		return nil, fmt.Errorf("count the instructions of %s: %w", c.name(), err)
+	}
+	return i, nil
+}
+
+// hardware has the machine's own counter count the same in this process, as a check of the other way; 0 if there is none.
+func hardware(c Case) (perPacket float64, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	counter, err := singlestep.OpenCounter()
+	if err != nil {
+		return 0, nil
+	}
+	defer counter.Close()
+	p, err := newPlayer(&c)
+	if err != nil {
+		return 0, err
+	}
+	defer p.rig.Close()
+	if err := p.warm(); err != nil {
+		return 0, err
+	}
+	count := func(f func()) (uint64, error) {
+		before, err := counter.Read()
+		if err != nil {
+			return 0, err
+		}
+		f()
+		after, err := counter.Read()
+		return after - before, err
+	}
+	sum := uint64(0)
+	for range c.Batches {
+		var n, reading uint64
+		var counted error
+		if err := p.batch(func(f func()) { n, counted = count(f) }); err != nil {
+			return 0, err
+		}
+		if reading, err = count(func() {}); err != nil || counted != nil {
+			return 0, errors.Join(err, counted)
+		}
+		sum += n - reading
+	}
+	return float64(sum) / float64(c.Batch*c.Batches), nil
 }
 
 // Child is the process whose instructions are counted: it sets the case up, forwards, and exits.
@@ -81,80 +137,130 @@ func Child(text string) {
 		if err := json.Unmarshal([]byte(text), &c); err != nil {
 			return fmt.Errorf("case %q: %w", text, err)
 		}
-		r, err := newRig(&c)
+		p, err := newPlayer(&c)
 		if err != nil {
 			return err
 		}
-		defer r.close()
-		return r.play(&c, t)
+		defer p.rig.Close()
+		if err := p.warm(); err != nil {
+			return err
+		}
+		if err := t.Attach(); err != nil {
+			return err
+		}
+		for range c.Batches {
+			if err := p.batch(t.Count); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
-// play forwards the batches of a case.
-func (r *rig) play(c *Case, t *singlestep.Tracee) error {
-	known := c.Flows
-	if c.Mix == "evict" { // more than fit: the rest take others' words
-		known = 4 * c.Flows
+// warmFrames is how many frames it takes until each frame and each entry of the rings has been used.
+const warmFrames = 4096
+
+// player forwards the packets of a case.
+type player struct {
+	*Case
+	rig     *rig.Rig
+	forward func()
+	known   int    // flows that the table was given
+	unknown uint32 // the last flow that nobody has seen
+	played  int    // batches
+
+	// What clock is made of.
+	machine func() int64
+	began   int64
+	passed  time.Duration
+}
+
+// clock is the engine's. It reads the machine's, as the daemon does, but goes on only by what is passed: how many flows have their
+// word renewed would depend on how long it takes to count.
+func (p *player) clock() int64 { return min(p.machine(), p.began) + int64(p.passed) }
+
+func newPlayer(c *Case) (*player, error) {
+	machine, err := forwarder.NewClock()
+	if err != nil {
+		return nil, err
 	}
-	for first := 0; first < known; first += 64 { // each flow's first packet
-		if err := r.pass(64, func(i int) []byte { return r.frame(uint32((first+i)%known), flagACK, false) }, r.poll); err != nil {
+	p := &player{Case: c, known: c.Flows, machine: machine, began: machine()}
+	o := rig.Options{Family: c.Family, Mode: modes[c.Mode], Flows: c.Flows, Clock: p.clock}
+	switch c.Mix {
+	case "new": // those that are new find room
+		o.Flows += c.Batch*c.Batches + 2*warmFrames
+	case "cookie":
+		o.Defence = forwarder.DefenceCookie
+	case "challenge":
+		o.Defence = forwarder.DefenceChallenge
+	case "limits":
+		o.Limits.PerSource = forwarder.Rates{Packets: 100_000_000, Burst: time.Second}
+	case "evict": // more than fit: the rest take others' words
+		p.known = 4 * c.Flows
+	}
+	if p.rig, err = rig.New(o); err != nil {
+		return nil, err
+	}
+	p.forward = p.poll
+	if c.Mode == Swap {
+		p.forward = p.rig.Swap
+	}
+	p.unknown = uint32(p.known)
+	return p, nil
+}
+
+// warm fills the table, and plays before anything is counted.
+func (p *player) warm() error {
+	for first := 0; first < p.known; first += 64 { // each flow's first packet
+		frame := func(i int) []byte { return p.rig.Frame(uint32((first+i)%p.known), rig.ACK, false) }
+		if err := p.pass(64, frame, p.poll); err != nil {
 			return err
 		}
 	}
-	forward := r.poll
-	if c.Mode == "swap" {
-		forward = r.swapMACs
-	}
-	unknown := uint32(known)
-	batch := func(n int, forward func()) error {
-		switch c.Mix {
-		case "misses", "cookie", "challenge":
-			unknown += uint32(c.Batch)
-			return r.pass(c.Batch, func(i int) []byte { return r.frame(unknown+uint32(i), flagSYN, false) }, forward)
-		case "new", "evict":
-			flags := byte(flagACK)
-			if n%2 == 0 {
-				flags = flagSYN
-				unknown += uint32(c.Batch)
-			}
-			return r.pass(c.Batch, func(i int) []byte { return r.frame(unknown+uint32(i), flags, false) }, forward)
-		case "renewed":
-			r.passed += 3 * tickTime
-		}
-		// Flows in an order that has nothing to do with that of their words.
-		return r.pass(c.Batch, func(i int) []byte {
-			return r.frame(uint32((n*c.Batch+i)*7919%c.Flows), flagACK, c.Mix == "replies")
-		}, forward)
-	}
-	// As many as are counted, at least as many as it takes for each frame of the rings to have been used, and an even number.
-	warm := max(c.Batches, 4096/c.Batch) &^ 1
-	for n := range warm {
-		if err := batch(n, forward); err != nil {
-			return err
-		}
-	}
-	if err := t.Attach(); err != nil {
-		return err
-	}
-	for n := range c.Batches {
-		if err := batch(warm+n, func() { t.Count(forward) }); err != nil {
+	for range max(p.Batches, warmFrames/p.Batch) &^ 1 { // SYNs are next
+		if err := p.batch(func(f func()) { f() }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *rig) poll() { r.worker.Poll(0) }
+// batch plays one batch; call is given what forwards it.
+func (p *player) batch(call func(func())) error {
+	n, flags := p.played, byte(rig.SYN)
+	p.played++
+	switch p.Mix {
+	case "new", "evict":
+		if n%2 == 1 {
+			flags = rig.ACK
+			break
+		}
+		fallthrough
+	case "misses", "cookie", "challenge":
+		p.unknown += uint32(p.Batch)
+	default:
+		if p.Mix == "renewed" {
+			p.passed += 3 * tickTime
+		}
+		// Flows in an order that has nothing to do with that of their words.
+		return p.pass(p.Batch, func(i int) []byte {
+			return p.rig.Frame(uint32((n*p.Batch+i)*7919%p.Flows), rig.ACK, p.Mix == "replies")
+		}, func() { call(p.forward) })
+	}
+	return p.pass(p.Batch, func(i int) []byte { return p.rig.Frame(p.unknown+uint32(i), flags, false) }, func() { call(p.forward) })
+}
+
+func (p *player) poll() { p.rig.Worker.Poll(0) }
 
 // pass has n frames forwarded, and checks that each was.
-func (r *rig) pass(n int, frame func(i int) []byte, forward func()) error {
+func (p *player) pass(n int, frame func(i int) []byte, forward func()) error {
 	frames := make([][]byte, n)
 	for i := range frames {
 		frames[i] = frame(i)
 	}
-	r.nic.DeliverBatch(0, frames)
+	p.rig.NIC.DeliverBatch(0, frames)
 	forward()
-	if sent := r.nic.Collect(0, nil); sent != n {
+	if sent := p.rig.NIC.Collect(0, nil); sent != n {
 		return fmt.Errorf("%d of %d frames were sent", sent, n)
 	}
 	return nil

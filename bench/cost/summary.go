@@ -18,6 +18,8 @@ import (
 type Instructions struct {
 	Case
 	PerPacket float64 `json:"instructions_per_packet"`
+	// Counter is what the machine's own counter counted for the same; 0 if it has none for this program.
+	Counter   float64 `json:"hardware_instructions_per_packet,omitempty"`
 	Stages    []Share `json:"stages"`    // what Poll and its stages call, with everything below
 	Functions []Share `json:"functions"` // without what they call; a function that is inlined is one of its own
 	Lines     []Share `json:"lines"`     // of source
@@ -33,7 +35,7 @@ type Share struct {
 
 // Functions that do nothing but call the stages.
 var frameworks = []string{
-	"cost.(*rig).poll-fm", "cost.(*rig).poll", "cost.(*rig).swapMACs-fm", "cost.(*rig).swapMACs",
+	"cost.(*player).poll-fm", "cost.(*player).poll", "rig.(*Rig).Swap-fm", "rig.(*Rig).Swap",
 	"forwarder.(*Worker).Poll", "forwarder.(*Worker).stages",
 }
 

@@ -32,8 +32,8 @@ type Change struct {
 	Table, Key string
 	// Absolute says that Old and New are values, since the row has no reference. Else they are ratios.
 	Absolute bool
-	// Steady says that the change tells something of Sluice: of ratios, and of values that are no times and rates. Times and rates of
-	// two runs differ by whatever else the machine had to do.
+	// Steady says that the change tells something of Sluice: of ratios, and of values that are no times and rates. Times and
+	// rates of two runs differ by whatever else the machine had to do.
 	Steady   bool
 	Old, New float64 // medians
 	// P is how likely two runs of the same program differ so much, by the Mann-Whitney test; 0 if chance has no part in the values.
@@ -50,14 +50,15 @@ type Comparison struct {
 }
 
 // Compare compares the rows of two reports by table and key: the ratio to its reference where a row has one, else the value. A
-// difference of the medians below threshold (0.03 is 3 %) is none. It refuses reports of different machines, kernels, modes or efforts.
+// difference of the medians below threshold (0.03 is 3 %) is none. It refuses reports of different machines, kernels, modes or
+// efforts.
 func Compare(old, new *Report, threshold float64) (*Comparison, error) {
 	if different := old.Environment.Different(&new.Environment); len(different) > 0 {
 		return nil, fmt.Errorf("results of different machines, kernels or modes are never mixed; the reports differ in\n%s",
 			strings.Join(different, "\n"))
 	}
 	if old.Environment.Machine == "unknown" {
-		return nil, errors.New("the reports do not tell which machine they are of: /etc/machine-id and the kernel's boot_id were missing")
+		return nil, errors.New("the reports do not tell their machine: /etc/machine-id and the kernel's boot_id were missing")
 	}
 	if old.Effort != new.Effort {
 		return nil, fmt.Errorf("one report is %s, the other %s: measure with the same effort", old.Effort, new.Effort)
@@ -124,7 +125,8 @@ func change(old *Table, before *Row, new *Table, after *Row, threshold float64) 
 	}
 	c.Steady = !c.Absolute || !timed(old.Unit)
 	c.Old, c.New = SpreadOf(a).Median, SpreadOf(b).Median
-	exact := !timed(old.Unit) && slices.Min(a) == slices.Max(a) && slices.Min(b) == slices.Max(b) // bytes, instructions: no chance in them
+	// Bytes and instructions have no chance in them.
+	exact := !timed(old.Unit) && slices.Min(a) == slices.Max(a) && slices.Min(b) == slices.Max(b)
 	if !exact {
 		c.P = benchmath.AssumeNothing.Compare(benchmath.NewSample(a, &benchmath.DefaultThresholds),
 			benchmath.NewSample(b, &benchmath.DefaultThresholds)).P
@@ -175,7 +177,10 @@ func (c *Comparison) Worse() []Change {
 // Print writes a comparison for a terminal.
 func (c *Comparison) Print(w io.Writer) error {
 	var b bytes.Buffer
-	g := grid{head: []string{"table", "row", "old", "new", "change", "p", ""}, right: []bool{false, false, true, true, true, true, false}}
+	g := grid{
+		head:  []string{"table", "row", "old", "new", "change", "p", ""},
+		right: []bool{false, false, true, true, true, true, false},
+	}
 	count := map[Verdict]int{}
 	for _, x := range c.Changes {
 		verdict := string(x.Verdict)

@@ -13,12 +13,14 @@ func edited(change func(r *Report)) *Report {
 	return r
 }
 
-func scale(rounds []float64, by float64) []float64 {
-	out := make([]float64, len(rounds))
-	for i, v := range rounds {
+// scale multiplies the values of a row of the worker's.
+func scale(r *Report, row int, by float64) {
+	x := &r.Tables[0].Rows[row]
+	out := make([]float64, len(x.Rounds))
+	for i, v := range x.Rounds {
 		out[i] = v * by
 	}
-	return out
+	x.Rounds = out
 }
 
 func TestCompareRefuses(t *testing.T) {
@@ -33,7 +35,7 @@ func TestCompareRefuses(t *testing.T) {
 		}},
 		{"cores: 2 and 4", func(r *Report) { r.Environment.Cores = 4 }},
 		{"one report is full, the other smoke", func(r *Report) { r.Effort = Smoke }},
-		{"table worker: one report has time a packet in ns, the other time a packet in µs", func(r *Report) { r.Tables[0].Unit = "µs" }},
+		{"one report has time a packet in ns, the other time a packet in µs", func(r *Report) { r.Tables[0].Unit = "µs" }},
 	} {
 		if _, err := Compare(sample(), edited(c.change), 0.03); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%v, wanted %q", err, c.want)
@@ -51,15 +53,17 @@ func TestCompareVerdicts(t *testing.T) {
 		worse  int
 	}{
 		{"nothing changed", hits, func(*Report) {}, Same, 0},
-		{"slower by half", hits, func(r *Report) { r.Tables[0].Rows[1].Rounds = scale(r.Tables[0].Rows[1].Rounds, 1.5) }, Worse, 1},
-		{"faster by a tenth", hits, func(r *Report) { r.Tables[0].Rows[1].Rounds = scale(r.Tables[0].Rows[1].Rounds, 0.9) }, Better, 0},
-		{"slower by less than is told", hits, func(r *Report) { r.Tables[0].Rows[1].Rounds = scale(r.Tables[0].Rows[1].Rounds, 1.02) }, Same, 0},
+		{"slower by half", hits, func(r *Report) { scale(r, 1, 1.5) }, Worse, 1},
+		{"faster by a tenth", hits, func(r *Report) { scale(r, 1, 0.9) }, Better, 0},
+		{"slower by less than is told", hits, func(r *Report) { scale(r, 1, 1.02) }, Same, 0},
 		{"the whole machine slower", hits, func(r *Report) {
 			for i := range r.Tables[0].Rows {
-				r.Tables[0].Rows[i].Rounds = scale(r.Tables[0].Rows[i].Rounds, 2)
+				scale(r, i, 2)
 			}
 		}, Same, 0},
-		{"the medians differ by noise", hits, func(r *Report) { r.Tables[0].Rows[1].Rounds = []float64{10, 30, 17, 20, 21, 19} }, Same, 0},
+		{"the medians differ by noise", hits, func(r *Report) {
+			r.Tables[0].Rows[1].Rounds = []float64{10, 30, 17, 20, 21, 19}
+		}, Same, 0},
 		{"three rounds", "sluice/1000000/64", func(r *Report) { r.Tables[1].Rows[2].Rounds = []float64{0.1, 0.1, 0.1} }, TooFew, 0},
 		{"bytes have no noise", "flow", func(r *Report) {
 			r.Table("cost-memory").Rows[0].Rounds = []float64{24}
@@ -110,10 +114,11 @@ func TestCompareListsWhatIsInOneOnly(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, part := range []string{
-		"Only in the old report:\n  worker ipip/v4/new/1000000/64/1\n  veth nft-stateful/1000000/64 (new: needs Debian package nftables)\n",
+		"Only in the old report:\n  worker ipip/v4/new/1000000/64/1\n" +
+			"  veth nft-stateful/1000000/64 (new: needs Debian package nftables)\n",
 		"Only in the new report:\n  veth testpmd/1000000/64 (old: needs Debian package dpdk)\n  churn-flows\n",
 		"worker: measured by another rule.\nold: Everything on one core.\nnew: Two cores.\n",
-		`veth sluice/1000000/64: not compared, it refers to "nft-stateful/1000000/64" in the old report and to "testpmd/1000000/64" in the new one`,
+		`veth sluice/1000000/64: not compared, it refers to "nft-stateful/1000000/64" in the old report and to "testpmd/1000000/64"`,
 		"0 better, 0 worse, 2 without a difference, 0 with too few rounds to tell.",
 	} {
 		if !strings.Contains(b.String(), part) {

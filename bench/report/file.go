@@ -140,7 +140,8 @@ func Read(in io.Reader) (*Report, error) {
 		return nil, fmt.Errorf("not a report: %w", err)
 	}
 	if version.Version != fileVersion {
-		return nil, fmt.Errorf("version: found %d, expected %d: measure anew, or use the Sluice that wrote it", version.Version, fileVersion)
+		return nil, fmt.Errorf("version: found %d, expected %d: measure anew, or use the Sluice that wrote it",
+			version.Version, fileVersion)
 	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.DisallowUnknownFields()

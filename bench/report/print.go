@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,18 +17,44 @@ import (
 // Print writes a table for a terminal.
 func Print(w io.Writer, t Table) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "%s: %s\n", t.Name, t.Title)
-	if t.Rule != "" {
-		fmt.Fprintf(&b, "%s\n", t.Rule)
-	}
-	fmt.Fprintf(&b, "%s\n\n", t.caption())
-	t.grid().print(&b)
-	for _, line := range t.remarks() {
-		fmt.Fprintf(&b, "\n%s", line)
-	}
+	paragraph(&b, t.Name+": "+t.sentence())
+	paragraph(&b, t.Rule)
+	paragraph(&b, t.caption())
 	b.WriteString("\n")
+	t.grid().print(&b)
+	for i, line := range t.remarks() {
+		if i == 0 {
+			b.WriteString("\n")
+		}
+		paragraph(&b, line)
+	}
 	_, err := w.Write(b.Bytes())
 	return err
+}
+
+// sentence is the title, which may stand with a full stop or without.
+func (t *Table) sentence() string { return capital(strings.TrimSuffix(t.Title, ".")) + "." }
+
+// paragraph writes text in lines of 110 characters at most, and nothing if there is none.
+func paragraph(b *bytes.Buffer, text string) {
+	line := 0
+	for _, word := range strings.Fields(text) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case line == 0:
+			line = n
+		case line+1+n > 110:
+			b.WriteString("\n")
+			line = n
+		default:
+			b.WriteString(" ")
+			line += 1 + n
+		}
+		b.WriteString(word)
+	}
+	if line > 0 {
+		b.WriteString("\n")
+	}
 }
 
 // caption says what the columns of values are.
@@ -92,12 +119,17 @@ func (t *Table) grid() grid {
 	for _, l := range t.Rows[0].Labels {
 		g.column(l.Name, false)
 	}
-	g.column(t.Unit, true)
-	g.column("quartiles", true)
+	spread := slices.ContainsFunc(t.Rows, func(r Row) bool { return len(r.Rounds) > 1 })
+	figures := func(name string) {
+		g.column(name, true)
+		if spread {
+			g.column("quartiles", true)
+		}
+	}
+	figures(t.Unit)
 	refs := t.references()
 	if len(refs) > 0 {
-		g.column("ratio", true)
-		g.column("quartiles", true)
+		figures("ratio")
 	}
 	if len(refs) > 1 {
 		g.column("to", false)
@@ -108,7 +140,7 @@ func (t *Table) grid() grid {
 			extras[name] = true
 		}
 	}
-	names := slices.SortedFunc(maps.Keys(extras), natural)
+	names := slices.SortedFunc(maps.Keys(extras), extraOrder)
 	for _, name := range names {
 		g.column(name, true)
 	}
@@ -118,14 +150,9 @@ func (t *Table) grid() grid {
 		for _, l := range r.Labels {
 			cells = append(cells, l.Value)
 		}
-		var values, ratios Spread
-		if len(r.Rounds) > 0 {
-			values = SpreadOf(r.Rounds)
-		}
-		cells = append(cells, values.cells(len(r.Rounds))...)
+		cells = append(cells, figureCells(r.Rounds, spread)...)
 		if len(refs) > 0 {
-			ratios, _ = t.Ratio(r)
-			cells = append(cells, ratios.cells(len(t.Quotients(r)))...)
+			cells = append(cells, figureCells(t.Quotients(r), spread)...)
 		}
 		if len(refs) > 1 {
 			cells = append(cells, r.Reference)
@@ -142,15 +169,20 @@ func (t *Table) grid() grid {
 	return g
 }
 
-// cells are a median and its quartiles, of so many values.
-func (s Spread) cells(values int) []string {
-	switch values {
-	case 0:
-		return []string{"–", ""}
-	case 1:
-		return []string{Figure(s.Median), ""}
+// figureCells are the median of values, and with spread their quartiles.
+func figureCells(values []float64, spread bool) []string {
+	median, quartiles := "–", ""
+	if len(values) > 0 {
+		s := SpreadOf(values)
+		median = Figure(s.Median)
+		if len(values) > 1 {
+			quartiles = Figure(s.Low) + "–" + Figure(s.High)
+		}
 	}
-	return []string{Figure(s.Median), Figure(s.Low) + "–" + Figure(s.High)}
+	if spread {
+		return []string{median, quartiles}
+	}
+	return []string{median}
 }
 
 // Figure writes a number with three digits at least, and no more decimals than that takes.
@@ -180,34 +212,31 @@ func Figure(v float64) string {
 	return strconv.FormatFloat(v, 'g', 2, 64)
 }
 
-// natural orders names such that "p99" comes before "p99_9", and that before "p100".
-func natural(a, b string) int {
-	for a != "" && b != "" {
-		na, ra := number(a)
-		nb, rb := number(b)
-		if ra != a && rb != b {
-			if c := cmp.Compare(na, nb); c != 0 {
-				return c
-			}
-			a, b = ra, rb
-			continue
-		}
-		if a[0] != b[0] {
-			return cmp.Compare(a[0], b[0])
-		}
-		a, b = a[1:], b[1:]
+// Percentile says whether a further figure is a percentile, and which: 99.9 of "p99_9" and "p99.9_us".
+func Percentile(name string) (percent float64, ok bool) {
+	parts := percentileName.FindStringSubmatch(name)
+	if parts == nil {
+		return 0, false
 	}
-	return cmp.Compare(len(a), len(b))
+	percent, err := strconv.ParseFloat(strings.Replace(parts[1], "_", ".", 1), 64)
+	return percent, err == nil && percent < 100
 }
 
-// number takes the number off that s begins with.
-func number(s string) (n int, rest string) {
-	end := 0
-	for end < len(s) && s[end] >= '0' && s[end] <= '9' {
-		end++
+var percentileName = regexp.MustCompile(`^p([0-9]+([._][0-9]+)?)(_[nuµm]?s)?$`)
+
+// extraOrder orders further figures by their names, and percentiles behind them by their values.
+func extraOrder(a, b string) int {
+	x, first := Percentile(a)
+	y, second := Percentile(b)
+	switch {
+	case first && second:
+		return cmp.Compare(x, y)
+	case first:
+		return 1
+	case second:
+		return -1
 	}
-	n, _ = strconv.Atoi(s[:end])
-	return n, s[end:]
+	return cmp.Compare(a, b)
 }
 
 func capital(s string) string {
@@ -278,7 +307,8 @@ func (g grid) markdown(b *bytes.Buffer) {
 	}
 }
 
-// Print writes what comes after the tables on a terminal: what they were measured in, how they stand to the aims, and what failed.
+// Print writes what comes after the tables on a terminal: what they were measured in, how they stand to the aims, and what
+// failed.
 func (r *Report) Print(w io.Writer) error {
 	var b bytes.Buffer
 	environment := grid{head: []string{"measured on", ""}, right: []bool{false, false}, rows: r.Environment.fields()}
@@ -295,8 +325,8 @@ func (r *Report) Print(w io.Writer) error {
 // Markdown writes the whole report.
 func (r *Report) Markdown(w io.Writer) error {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "# Benchmarks\n\nEffort: %s. Ratios, made within one round, are what holds; absolute values are this machine's, then.\n\n",
-		r.Effort)
+	fmt.Fprintf(&b, "# Benchmarks\n\nEffort: %s. Ratios, made within one round, are what holds; "+
+		"absolute values are this machine's, then.\n\n", r.Effort)
 	environment := grid{head: []string{"measured on", ""}, right: []bool{false, false}, rows: r.Environment.fields()}
 	environment.markdown(&b)
 	for _, n := range r.Notes {
@@ -306,7 +336,7 @@ func (r *Report) Markdown(w io.Writer) error {
 	r.aims().markdown(&b)
 	for i := range r.Tables {
 		t := &r.Tables[i]
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n", t.Name, t.Title)
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n", t.Name, t.sentence())
 		if t.Rule != "" {
 			fmt.Fprintf(&b, "\n%s\n", t.Rule)
 		}

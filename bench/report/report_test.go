@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -113,11 +114,19 @@ func TestFigure(t *testing.T) {
 	}
 }
 
-func TestNaturalOrder(t *testing.T) {
-	for _, c := range [][2]string{{"p50", "p99"}, {"p99", "p99_9"}, {"p99_9", "p99_99"}, {"p99_9", "p100"}, {"a", "b"}, {"a", "a1"}} {
-		if natural(c[0], c[1]) >= 0 || natural(c[1], c[0]) <= 0 {
-			t.Errorf("%s does not come before %s", c[0], c[1])
+func TestPercentile(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		want float64 // 0: none
+	}{{"p50", 50}, {"p99_9", 99.9}, {"p99.99_us", 99.99}, {"p99_us", 99}, {"packets", 0}, {"p", 0}, {"p100", 0}, {"mp50", 0}, {"p50_percent", 0}} {
+		if got, ok := Percentile(c.name); ok != (c.want > 0) || ok && got != c.want {
+			t.Errorf("%s: %v, %v", c.name, got, ok)
 		}
+	}
+	names := []string{"p99.9_us", "p99_us", "p50_us", "max_us", "p90_us", "zero"}
+	slices.SortFunc(names, extraOrder)
+	if got := strings.Join(names, " "); got != "max_us zero p50_us p90_us p99_us p99.9_us" {
+		t.Errorf("in order: %s", got)
 	}
 }
 
