@@ -58,11 +58,23 @@ check-generate: ## do the committed BPF objects match their source?
 vulncheck: ## known vulnerabilities in what is linked
 	$(TOOL) govulncheck ./...
 
+# Peers of the benchmarks; without them their rows say which package is missing.
+PEERS := dpdk-dev librte-net-af-xdp23 nftables haproxy nginx-light libnginx-mod-stream wrk nghttp2-client iperf3
+
 .PHONY: bench
-bench: build ## the benchmarks, and the worker on the memory NIC
+bench: build ## all benchmarks against their peers, and a report of tables and pictures in bench-results (root; installs the peers; an hour, and nothing else should run)
+	@./.ci/install $(PEERS)
+	./bin/sluice bench all --out bench-results
+	$(GO) run ./bench/plot bench-results/report.json bench-results
+
+.PHONY: bench-smoke
+bench-smoke: build ## their short form, which asserts ratios and counts only (root; installs the peers; two minutes)
+	@./.ci/install $(PEERS)
+	./bin/sluice bench all --smoke --check --out bench-results/smoke
+
+.PHONY: bench-go
+bench-go: ## Go's own benchmarks, of parts
 	$(GO) test -run '^$$' -bench . -benchmem ./conntrack ./maglev ./forwarder/...
-	./bin/sluice bench worker --flows 1k,100k,1M,10M
-	./bin/sluice bench scaling
 
 .PHONY: sim
 sim: build ## what flows survive, with a million of them, beside other schemes; takes some minutes

@@ -2,9 +2,10 @@
 //
 // A [Generator] sends packets from inside the kernel at up to some ten million a second: any number of flows, real or
 // spoofed sources, TCP with any flags or UDP, IPv4 and IPv6, all checksums right. A [Sink] is its counterpart: it counts
-// the frames that an interface receives by destination and drops them. Later tests and floods are made of the two.
+// the frames that an interface receives by destination and drops them. Tests and floods are made of the two. A [Stopwatch] is a
+// sink that tells how long frames were under way.
 //
-// Generator and Sink take a [testenv.Namespace], so they work only in network namespaces that were made for it; traffic is bounded in
+// All of them take a [testenv.Namespace], so they work only in network namespaces that were made for it; traffic is bounded in
 // count or time. When their process dies the kernel takes everything back.
 //
 // [Worker] measures the forwarder's worker without any network, on the memory NIC of package xsk.

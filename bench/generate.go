@@ -4,3 +4,4 @@ package bench
 //
 //go:generate go tool -modfile=../tools/go.mod bpf2go -cc clang-14 -target bpfel -tags linux -cflags "-O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" livegen bpf/livegen.c
 //go:generate go tool -modfile=../tools/go.mod bpf2go -cc clang-14 -target bpfel -tags linux -type destination -type tally -cflags "-O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" sink bpf/sink.c
+//go:generate go tool -modfile=../tools/go.mod bpf2go -cc clang-14 -target bpfel -tags linux -cflags "-O2 -mcpu=v3 -Wall -Werror -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" stopwatch bpf/stopwatch.c

@@ -14,17 +14,26 @@ import (
 )
 
 type livegenPlan struct {
-	_            structs.HostLayout
-	Flows        uint64
-	Source       uint32
-	HostBits     uint32
-	FirstPort    uint32
-	IpSum        uint32
-	TransportSum uint32
-	V6           uint8
-	Udp          uint8
-	Unused       uint16
-	Header       [80]uint8
+	_         structs.HostLayout
+	Flows     uint64
+	Source    uint32
+	HostBits  uint32
+	FirstPort uint32
+	Sizes     uint32
+	Gap       uint64
+	Late      uint64
+	V6        uint8
+	Udp       uint8
+	Stamp     uint8
+	Unused    [5]uint8
+	Shape     [16]struct {
+		_            structs.HostLayout
+		Cut          uint32
+		IpSum        uint32
+		TransportSum uint32
+		Unused       uint32
+		Header       [80]uint8
+	}
 }
 
 // Names of all BPF objects in the ELF.
@@ -32,6 +41,7 @@ type livegenPlan struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	livegenProgLivegen = "livegen"
+	livegenVarDue      = "due"
 	livegenVarLimit    = "limit"
 	livegenVarSent     = "sent"
 	livegenVarThePlan  = "the_plan"
@@ -92,6 +102,7 @@ type livegenMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type livegenVariableSpecs struct {
+	Due     *ebpf.VariableSpec `ebpf:"due"`
 	Limit   *ebpf.VariableSpec `ebpf:"limit"`
 	Sent    *ebpf.VariableSpec `ebpf:"sent"`
 	ThePlan *ebpf.VariableSpec `ebpf:"the_plan"`
@@ -127,6 +138,7 @@ func (m *livegenMaps) Close() error {
 //
 // It can be passed to loadLivegenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type livegenVariables struct {
+	Due     *ebpf.Variable `ebpf:"due"`
 	Limit   *ebpf.Variable `ebpf:"limit"`
 	Sent    *ebpf.Variable `ebpf:"sent"`
 	ThePlan *ebpf.Variable `ebpf:"the_plan"`

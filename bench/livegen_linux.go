@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,7 +31,7 @@ const liveBatch = 64 // frames the kernel hands to the program, and to the devic
 // A generator uses one CPU while it sends, and goes before all else there, since what it stands for is another machine. Paced,
 // it sends a burst every 2 ms, or as often as it gets the CPU; of what it is late with it sends 5 ms worth, so that its bursts
 // stay small, and is below its rate then. Each burst costs far more than the packets in it: 200,000 a second can take most of a
-// core. Several generators can run at the same time.
+// core. A smooth one ([Traffic.Smooth]) sends each packet at its time, and takes all of it. Several generators can run at the same time.
 type Generator struct {
 	traffic Traffic
 	objects livegenObjects
@@ -68,9 +69,9 @@ func StartGenerator(ns *testenv.Namespace, ifname string, t Traffic) (*Generator
 	if dev.Flags&net.FlagUp == 0 {
 		return nil, fmt.Errorf("generate traffic on %s: the interface is down", ifname)
 	}
-	if g.traffic.Size > dev.MTU+etherLen {
+	if longest := slices.Max(g.traffic.sizes()); longest > dev.MTU+etherLen {
 		return nil, fmt.Errorf("generate traffic on %s: frames of %d bytes; its MTU of %d allows %d", ifname,
-			g.traffic.Size, dev.MTU, dev.MTU+etherLen)
+			longest, dev.MTU, dev.MTU+etherLen)
 	}
 
 	frame, err := g.load()
@@ -95,18 +96,33 @@ func StartGenerator(ns *testenv.Namespace, ifname string, t Traffic) (*Generator
 	return g, nil
 }
 
-// load puts the program into the kernel and returns the frame that it is started with.
-func (g *Generator) load() ([]byte, error) {
+// load puts the program into the kernel and returns the frame that it is started with, which is as long as the longest.
+func (g *Generator) load() (frame []byte, err error) {
 	t := &g.traffic
-	frame, ipSum, transportSum := t.template()
 	first := t.Source.Masked().Addr().AsSlice()
+	sizes := t.sizes()
 	plan := livegenPlan{
-		Flows:        t.Flows,
-		Source:       binary.BigEndian.Uint32(first[len(first)-4:]),
-		HostBits:     uint32(t.hostBits()),
-		FirstPort:    firstPort,
-		IpSum:        ipSum,
-		TransportSum: transportSum,
+		Flows:     t.Flows,
+		Source:    binary.BigEndian.Uint32(first[len(first)-4:]),
+		HostBits:  uint32(t.hostBits()),
+		FirstPort: firstPort,
+		Sizes:     uint32(len(sizes)),
+	}
+	for i, size := range sizes {
+		one, ipSum, transportSum := t.template(size)
+		plan.Shape[i].Cut = uint32(slices.Max(sizes) - size)
+		plan.Shape[i].IpSum, plan.Shape[i].TransportSum = ipSum, transportSum
+		copy(plan.Shape[i].Header[:], one)
+		if size > len(frame) {
+			frame = one
+		}
+	}
+	if t.Smooth {
+		plan.Gap = uint64(time.Second) << 8 / t.Rate
+		plan.Late = uint64(mostLate) << 8
+	}
+	if t.Stamp {
+		plan.Stamp = 1
 	}
 	if t.Source.Addr().Is6() {
 		plan.V6 = 1
@@ -114,7 +130,6 @@ func (g *Generator) load() ([]byte, error) {
 	if t.Protocol == UDP {
 		plan.Udp = 1
 	}
-	copy(plan.Header[:], frame)
 	spec, err := loadLivegen()
 	if err != nil {
 		return nil, err
@@ -132,10 +147,29 @@ func (g *Generator) run(ns *testenv.Namespace, ifname string, opts *ebpf.RunOpti
 	defer g.keeper.release()
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its priority with it
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, -20)
-	if err := ns.Do(func() error { return g.send(opts) }); err != nil {
+	err := g.pin()
+	if err == nil {
+		err = ns.Do(func() error { return g.send(opts) })
+	}
+	if err != nil {
 		g.err = fmt.Errorf("generate traffic on %s: %w", ifname, err)
 	}
 	g.halt()
+}
+
+// pin binds the thread to the cores that it may run on.
+func (g *Generator) pin() error {
+	if len(g.traffic.CPUs) == 0 {
+		return nil
+	}
+	var set unix.CPUSet
+	for _, cpu := range g.traffic.CPUs {
+		set.Set(cpu)
+	}
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("run on the cores %v: %w", g.traffic.CPUs, err)
+	}
+	return nil
 }
 
 func (g *Generator) send(opts *ebpf.RunOptions) error {
@@ -160,6 +194,9 @@ func (g *Generator) send(opts *ebpf.RunOptions) error {
 			return nil
 		}
 		opts.Repeat = uint32(n)
+		if g.traffic.Smooth {
+			opts.Repeat = mostLooks
+		}
 		_, err := g.objects.Livegen.Run(opts)
 		// Each call takes a number for its page pool, of 65,533. On a busy machine the kernel gives them back late.
 		if errors.Is(err, unix.ENOSPC) && time.Since(worked) < mostStuck {
@@ -170,7 +207,7 @@ func (g *Generator) send(opts *ebpf.RunOptions) error {
 			return err
 		}
 		worked = time.Now()
-		if now := g.Sent(); now != sent+n && g.allow(now) {
+		if now := g.Sent(); now != sent+n && !g.traffic.Smooth && g.allow(now) {
 			return fmt.Errorf("the kernel sent %d of %d frames", now-sent, n)
 		}
 	}

@@ -78,6 +78,44 @@ func TestPacketsAreRight(t *testing.T) {
 	}
 }
 
+// A mix takes its sizes in turn, whatever the frame's length was before; a stamp leaves the checksum right.
+func TestMixAndStampAreRight(t *testing.T) {
+	testenv.RequireRoot(t)
+	tr := traffic(spoof4, target4, UDP, 0)
+	tr.Flows, tr.Mix, tr.Stamp = 100, IMIX, true
+	if err := tr.complete(); err != nil {
+		t.Fatal(err)
+	}
+	g := &Generator{traffic: tr, stop: make(chan struct{})}
+	frame, err := g.load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.objects.Close()
+	if len(frame) != 1514 || !g.allow(1<<40) {
+		t.Fatalf("started with a frame of %d bytes", len(frame))
+	}
+	for n := range 2 * len(IMIX) {
+		out := make([]byte, len(frame))
+		size := IMIX[n%len(IMIX)]
+		opts := ebpf.RunOptions{Data: frame, DataOut: out}
+		if verdict, err := g.objects.Livegen.Run(&opts); err != nil || verdict != 3 {
+			t.Fatalf("verdict %d, want XDP_TX; %v", verdict, err)
+		}
+		stamp := opts.DataOut[etherLen+ip4Len+8:][:stampLen]
+		for i := range 8 {
+			if stamp[i] != ^stamp[8+i] {
+				t.Fatalf("packet %d: stamp %x", n, stamp)
+			}
+		}
+		clear(stamp)
+		tr.Size = size
+		if want := wanted(t, &tr, uint64(n)%tr.Flows); !bytes.Equal(opts.DataOut, want) {
+			t.Fatalf("packet %d:\n%x, want\n%x", n, opts.DataOut, want)
+		}
+	}
+}
+
 // A UDP checksum that comes out as zero is sent as 0xffff, since zero says that there is none.
 func TestUDPChecksumIsNeverZero(t *testing.T) {
 	testenv.RequireRoot(t)
@@ -87,7 +125,7 @@ func TestUDPChecksumIsNeverZero(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The flow whose packet sums up to 0xffff.
-	_, _, partial := tr.template()
+	_, _, partial := tr.template(tr.Size)
 	number := uint64(0)
 	for ; ; number++ {
 		from := tr.Flow(number)

@@ -44,11 +44,25 @@ type Traffic struct {
 	// Size is the length of the frames in bytes, from the Ethernet header on without the checksum. The payload is zeroes.
 	// 0 is the least: 60 bytes for IPv4, 80 for IPv6.
 	Size int
+	// Mix are lengths as in Size, which the packets have in turn, at most 16 of them, in place of Size; see [IMIX].
+	Mix []int
+	// Stamp makes the payload begin with the time at which the packet was made, for a [Stopwatch]. For UDP over IPv4.
+	Stamp bool
 
-	Rate     uint64        // packets a second; 0 is as fast as the kernel can
+	Rate uint64 // packets a second; 0 is as fast as the kernel can
+	// Smooth paces each packet by itself, in the kernel, instead of bursts: packets come at most some microseconds late, and no
+	// more than 64 at once. It keeps the core busy, whatever the rate.
+	Smooth bool
+	// CPUs are the cores that the generator may run on, and with it the receiving side of a veth pair up to the XDP program
+	// of the peer. Empty: any.
+	CPUs []int
+
 	Count    uint64        // packets in all; 0: until Duration is over
 	Duration time.Duration // 0: until Count is reached. One of the two is needed.
 }
+
+// IMIX is the simple Internet mix: seven small frames, four of middle size, one large one.
+var IMIX = []int{64, 594, 64, 64, 594, 64, 1514, 64, 594, 64, 64, 594}
 
 const (
 	firstPort     = 1024
@@ -59,9 +73,16 @@ const (
 	ip6Len   = 40
 	leastIP4 = 60
 	leastIP6 = 80
+	stampLen = 16 // the time and its complement
+
+	mostSmooth = 100_000_000 // packets a second
 
 	// At full rate one call of the kernel's test run sends many.
 	mostPerCall = 4 << 20
+	// Smoothly paced, the kernel runs the program for each packet and for each moment at which none is due: so often in a call,
+	// some tenths of a second.
+	mostLooks = 2 << 20
+	mostSizes = 16 // MOST_SIZES in livegen.c
 	// A paced generator wakes up at least this far apart, and sends what has become due in one burst.
 	paceStep = 2 * time.Millisecond
 	// What is due for longer is not sent any more.
@@ -115,13 +136,35 @@ func (t *Traffic) complete() error {
 	if t.Source.Addr().Is4() {
 		least = leastIP4
 	}
+	if t.Stamp {
+		if t.Protocol != UDP || !t.Source.Addr().Is4() || t.FragmentOffset != 0 {
+			return fmt.Errorf("stamps in protocol %d of %s: are for whole packets of UDP over IPv4", t.Protocol, t.Source)
+		}
+		least = max(least, etherLen+ip4Len+8+stampLen)
+	}
+	if t.Smooth && (t.Rate == 0 || t.Rate > mostSmooth) {
+		return fmt.Errorf("%d packets a second, smoothly: must be 1 to %d", t.Rate, mostSmooth)
+	}
 	if t.Size == 0 {
 		t.Size = least
 	}
-	if t.Size < least || t.Size > 1<<16-1 {
-		return fmt.Errorf("frames of %d bytes: must be %d to 65535", t.Size, least)
+	if len(t.Mix) > mostSizes {
+		return fmt.Errorf("a mix of %d sizes: must be at most %d", len(t.Mix), mostSizes)
+	}
+	for _, size := range t.sizes() {
+		if size < least || size > 1<<16-1 {
+			return fmt.Errorf("frames of %d bytes: must be %d to 65535", size, least)
+		}
 	}
 	return nil
+}
+
+// sizes are the lengths that packets have in turn.
+func (t *Traffic) sizes() []int {
+	if len(t.Mix) > 0 {
+		return t.Mix
+	}
+	return []int{t.Size}
 }
 
 // due returns how many frames to send in the next call, or how long to wait before asking again. Neither means the end.
@@ -130,7 +173,7 @@ func (t *Traffic) due(sent uint64, elapsed time.Duration) (n uint64, wait time.D
 	if t.Count > 0 {
 		n = min(n, t.Count-sent)
 	}
-	if t.Rate == 0 || n == 0 {
+	if t.Rate == 0 || t.Smooth || n == 0 {
 		return n, 0
 	}
 	rate := float64(t.Rate)
@@ -144,17 +187,17 @@ func (t *Traffic) due(sent uint64, elapsed time.Duration) (n uint64, wait time.D
 // late is the time by which n frames that are due have to be put off, so that the first has been due for mostLate and no longer.
 // A single one never is.
 func (t *Traffic) late(n uint64) time.Duration {
-	if t.Rate == 0 || n == 0 {
+	if t.Rate == 0 || t.Smooth || n == 0 {
 		return 0
 	}
 	return max(time.Duration(float64(n-1)/float64(t.Rate)*float64(time.Second))-mostLate, 0)
 }
 
-// template makes a frame whose changing parts are zero: the last four bytes of the source address, the source port, and
+// template makes a frame of a size whose changing parts are zero: the last four bytes of the source address, the source port, and
 // the checksums. It returns the sums that these are completed from: of the IPv4 header, and of pseudo header, transport
 // header and payload.
-func (t *Traffic) template() (frame []byte, ipSum, transportSum uint32) {
-	frame = make([]byte, t.Size)
+func (t *Traffic) template(size int) (frame []byte, ipSum, transportSum uint32) {
+	frame = make([]byte, size)
 	copy(frame, t.DstMAC)
 	copy(frame[6:], t.SrcMAC)
 	src, dst := t.Source.Masked().Addr().AsSlice(), t.Target.Addr().AsSlice()

@@ -51,6 +51,11 @@ func TestTrafficThatCannotBeSent(t *testing.T) {
 		"IPv6 fragment":    func(tr *Traffic) { tr.Source, tr.Target, tr.FragmentOffset = spoof6, target6, 8 },
 		"too small":        func(tr *Traffic) { tr.Size = 59 },
 		"too large":        func(tr *Traffic) { tr.Size = 70_000 },
+		"too small a mix":  func(tr *Traffic) { tr.Mix = []int{64, 59} },
+		"too large a mix":  func(tr *Traffic) { tr.Mix = make([]int, 17) },
+		"TCP with stamps":  func(tr *Traffic) { tr.Stamp = true },
+		"smooth, no rate":  func(tr *Traffic) { tr.Smooth = true },
+		"smooth, too fast": func(tr *Traffic) { tr.Smooth, tr.Rate = true, 1e9 },
 		"too many flows":   func(tr *Traffic) { tr.Flows = 64*portsOfSource + 1 },
 		"small, over IPv6": func(tr *Traffic) { tr.Source, tr.Target, tr.Size = spoof6, target6, 79 },
 	} {

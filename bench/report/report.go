@@ -88,15 +88,15 @@ func SpreadOf(values []float64) Spread {
 	return Spread{Median: at(0.5), Low: at(0.25), High: at(0.75)}
 }
 
-// Ratio returns how a row relates to its reference, made of the quotients of each round; false if it has no reference, or one of
-// the two was not measured.
-func (t *Table) Ratio(r *Row) (Spread, bool) {
+// Quotients returns a row's value over its reference's, of each round; none if it has no reference, or one of the two was not
+// measured.
+func (t *Table) Quotients(r *Row) []float64 {
 	if r.Reference == "" {
-		return Spread{}, false
+		return nil
 	}
 	ref := t.Find(r.Reference)
 	if ref == nil {
-		return Spread{}, false
+		return nil
 	}
 	var quotients []float64
 	for i := range min(len(r.Rounds), len(ref.Rounds)) {
@@ -104,6 +104,13 @@ func (t *Table) Ratio(r *Row) (Spread, bool) {
 			quotients = append(quotients, r.Rounds[i]/ref.Rounds[i])
 		}
 	}
+	return quotients
+}
+
+// Ratio returns how a row relates to its reference, made of the quotients of each round; false if it has no reference, or one of
+// the two was not measured.
+func (t *Table) Ratio(r *Row) (Spread, bool) {
+	quotients := t.Quotients(r)
 	if len(quotients) == 0 {
 		return Spread{}, false
 	}

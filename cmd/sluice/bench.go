@@ -16,7 +16,11 @@ import (
 
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
-	c.AddCommand(benchWorkerCommand(), benchScalingCommand())
+	c.AddCommand(
+		benchAllCommand(), benchCompareCommand(),
+		benchWorkerCommand(), benchScalingCommand(), benchVethCommand(), benchTCPCommand(), benchCostCommand(),
+		benchInstructionsCommand(), benchCountedCommand(),
+	)
 	return c
 }
 

@@ -77,7 +77,7 @@ func runDemo(ctx context.Context, out io.Writer, stay bool) (err error) {
 	}
 	bin, err := siblings()
 	if err != nil {
-		return err
+		return fmt.Errorf("demo: %w", err)
 	}
 	dir, err := os.MkdirTemp("", "sluice-demo-")
 	if err != nil {
@@ -122,7 +122,7 @@ func siblings() (string, error) {
 	bin := filepath.Dir(self)
 	for _, name := range []string{"sluice-healthd", "sluice-agent"} {
 		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
-			return "", fmt.Errorf("demo: %w; build all three programs with make build", err)
+			return "", fmt.Errorf("%w; build all three programs with make build", err)
 		}
 	}
 	return bin, nil

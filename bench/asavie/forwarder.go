@@ -1,0 +1,142 @@
+//go:build linux
+
+package asavie
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/forwarder/xsk"
+	"github.com/sluice-lb/sluice/internal/shm"
+	"github.com/sluice-lb/sluice/maglev"
+)
+
+// rings are the sockets of one queue, ours or the library's, as a worker and an XDP program take them.
+type rings struct {
+	io    forwarder.WorkerIO
+	fd    int
+	calls func() uint64 // system calls made so far
+	close func() error
+}
+
+// openSluice opens a queue of an interface of the calling thread's namespace on our own rings, with the daemon's settings.
+func openSluice(name string, ifindex int) (*rings, error) {
+	umem, err := xsk.NewUmem(xsk.Options{})
+	if err != nil {
+		return nil, err
+	}
+	s, err := umem.Open(name, ifindex, 0, xsk.Auto)
+	if err != nil {
+		return nil, errors.Join(err, umem.Close())
+	}
+	waits := new(atomic.Uint64)
+	return &rings{
+		io: forwarder.WorkerIO{Memory: umem.Memory(), Queues: []forwarder.Queue{{Port: s}}, Wait: func(d time.Duration) error {
+			waits.Add(1)
+			return umem.Wait(d)
+		}},
+		fd: s.FD(), calls: func() uint64 { return s.Counts().Wakes + waits.Load() }, close: umem.Close,
+	}, nil
+}
+
+// openAsavie does it on the library's.
+func openAsavie(_ string, ifindex int) (*rings, error) {
+	p, err := Open(ifindex, 0, Options{})
+	if err != nil {
+		return nil, err
+	}
+	return &rings{
+		io: forwarder.WorkerIO{Memory: p.Memory(), Queues: []forwarder.Queue{{Port: p}}, Wait: p.Wait},
+		fd: p.FD(), calls: p.Calls, close: p.Close,
+	}, nil
+}
+
+// lane is an engine with one worker, which runs.
+type lane struct {
+	*rings
+	engine *forwarder.Engine
+	table  *shm.Memory
+	stop   atomic.Bool
+	ended  chan error
+}
+
+// vip is the service's address.
+var vip = netip.MustParseAddr("192.0.2.10")
+
+const port = 80
+
+// startLane has a worker forward from these rings, on a CPU of its own. It is stopped by close, which closes the rings too.
+func startLane(r *rings, flows, cpu int) (_ *lane, err error) {
+	l := &lane{rings: r, ended: make(chan error, 1)}
+	words, err := conntrack.WordsFor(uint64(flows))
+	if err != nil {
+		return nil, err
+	}
+	keys, err := forwarder.DeriveKeys([]byte("benchmark seed 0"))
+	if err != nil {
+		return nil, err
+	}
+	clock, err := forwarder.NewClock()
+	if err != nil {
+		return nil, err
+	}
+	if l.table, err = shm.NewMemfd("sluice-bench", int(words*8)); err != nil {
+		return nil, err
+	}
+	if l.engine, err = forwarder.NewEngine(forwarder.EngineConfig{Keys: keys, Words: l.table.Words(), Clock: clock}); err != nil {
+		return nil, errors.Join(err, l.table.Close())
+	}
+	w := l.engine.NewWorker(r.io)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its affinity with it
+		if err := pin(cpu); err != nil {
+			l.ended <- err
+			return
+		}
+		l.ended <- w.Run(&l.stop, func(error) {})
+	}()
+	return l, nil
+}
+
+// pin binds the calling thread to a CPU.
+func pin(cpu int) error {
+	var set unix.CPUSet
+	set.Set(cpu)
+	if err := unix.SchedSetaffinity(0, &set); err != nil {
+		return fmt.Errorf("pin a thread to CPU %d: %w", cpu, err)
+	}
+	return nil
+}
+
+// apply has the lane forward in a mode to backends that are all the neighbour with this MAC.
+func (l *lane) apply(mode forwarder.Mode, own, neighbour packet.MAC, mtu int) error {
+	const backends = 100
+	s := forwarder.ServiceSpec{
+		Name: "bench", VIP: vip, Protocol: packet.ProtoTCP, Ports: []forwarder.PortRange{{First: port, Last: port}}, Mode: mode,
+	}
+	hops := map[netip.Addr]forwarder.Hop{}
+	for i := range backends {
+		a := netip.AddrFrom4([4]byte{10, 0, 1, byte(i)})
+		s.Backends = append(s.Backends, forwarder.BackendSpec{
+			Name: fmt.Sprintf("backend-%d", i), Address: a, Weight: 100, Admit: maglev.MakeAdmit(maglev.Up, maglev.All),
+		})
+		hops[a] = forwarder.Hop{OnLink: true, Src: own, Dst: neighbour, Source: netip.MustParseAddr("10.0.0.1"), MTU: mtu}
+	}
+	l.engine.SetHops(hops)
+	return l.engine.Apply(forwarder.Spec{Services: []forwarder.ServiceSpec{s}})
+}
+
+// close ends the worker.
+func (l *lane) close() error {
+	l.stop.Store(true)
+	return errors.Join(<-l.ended, l.rings.close(), l.table.Close())
+}
