@@ -33,9 +33,12 @@ test: ## everything: unit, race, functional, lint, BPF objects, fuzz (root; inst
 test-unit: ## the tests that need no root, under a minute
 	$(GO) test -short ./...
 
+# What emulated machines are made of; busybox is the shell in them.
+GUEST := qemu-system-x86 seabios xz-utils busybox-static
+
 .PHONY: test-zerocopy
 test-zerocopy: build ## real drivers in zero-copy mode, in emulated machines (root; installs QEMU, fetches kernels)
-	@./.ci/install qemu-system-x86 seabios xz-utils
+	@./.ci/install $(GUEST)
 	CGO_ENABLED=0 $(GO) test -tags guest -count 1 -timeout 15m -v ./testenv/guest/zerocopy
 
 .PHONY: lint
@@ -71,6 +74,11 @@ bench: build ## all benchmarks against their peers, and a report of tables and p
 bench-smoke: build ## their short form, which asserts ratios and counts only (root; installs the peers; two minutes)
 	@./.ci/install $(PEERS)
 	./bin/sluice bench all --smoke --check --out bench-results/smoke
+
+.PHONY: bench-guest
+bench-guest: build ## instructions a packet in zero-copy mode, beside Linux IPVS and asavie/xdp, in emulated machines (root; installs QEMU, fetches a kernel; some minutes)
+	@./.ci/install $(GUEST)
+	CGO_ENABLED=0 $(GO) test -tags guest -count 1 -timeout 30m -v -run 'TestRates$$' ./testenv/guest/zerocopy -args -rounds 7
 
 .PHONY: bench-go
 bench-go: ## Go's own benchmarks, of parts

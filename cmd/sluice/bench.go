@@ -13,7 +13,7 @@ import (
 func benchCommand() *cobra.Command {
 	c := &cobra.Command{Use: "bench", Short: "Measure this machine"}
 	c.AddCommand(
-		benchAllCommand(), benchCompareCommand(),
+		benchAllCommand(), benchCompareCommand(), benchImportCommand(),
 		benchWorkerCommand(), benchScalingCommand(), benchVethCommand(), benchTCPCommand(), benchChurnCommand(), benchCostCommand(),
 		benchInstructionsCommand(), benchCountedCommand(),
 	)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,9 @@ import (
 // wireMTU leaves room for outer headers around packets of 1500 bytes.
 const wireMTU = 1600
 
+// NanosPerInstruction is how fast the clock of a Machine goes that counts instructions.
+const NanosPerInstruction = 2
+
 // Machine is a guest.
 type Machine struct {
 	Kernel  Package
@@ -33,23 +37,36 @@ type Machine struct {
 	Queues int               // queue pairs of each card that QEMU offers through the host's tap device; 1 for cards that have one
 	Files  map[string]string // file on the host by path in the guest, without leading slash
 	Limit  time.Duration     // for the whole life of the machine
+	Flags  []string          // of the test binary in the guest, as name=value
+	// Counted makes the guest's clock count instructions, NanosPerInstruction each, for as long as a processor is busy: by that
+	// clock a program takes the same time however much of the host's the emulator gets.
+	Counted bool
+	// Beside is a second machine, with two cards: its eth0 is on the wire of eth0 and eth1, its eth1 on that of eth2 and
+	// eth3. The same test runs in it, and [Beside] says true there. It starts with this one, and is killed at its end.
+	Beside *Machine
 }
 
 // cards is the number of network cards of a Machine.
 const cards = 4
 
-// Boot runs the calling test in the guest and reports its outcome as that of t. What it prints is logged. Needs root and
-// /dev/net/tun.
-func Boot(t *testing.T, m Machine) {
+// Boot runs the calling test in the guest and reports its outcome as that of t. What it prints is logged, and returned. Needs
+// root and /dev/net/tun.
+func Boot(t *testing.T, m Machine) (console string) {
 	t.Helper()
 	env := testenv.ForTest(t)
 	wires, err := env.Namespace("wires")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := m.command(t, wires)
+	c, err := m.command(t, wires, 0, cards, "")
 	if err != nil {
 		t.Fatal(err)
+	}
+	var beside testenv.Cmd
+	if m.Beside != nil {
+		if beside, err = m.Beside.command(t, wires, cards, 2, besideParameter); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for try := 1; ; try++ {
 		started := time.Now()
@@ -57,16 +74,31 @@ func Boot(t *testing.T, m Machine) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var other *testenv.Process
+		if m.Beside != nil {
+			if other, err = wires.Start(beside); err != nil {
+				t.Fatal(err)
+			}
+		}
 		err = q.Wait(m.Limit)
-		console := strings.ReplaceAll(q.Output(), "\r", "")
+		console = words(q)
 		t.Logf("%v in the guest:\n%s", time.Since(started).Round(time.Second/10), console)
+		if other != nil {
+			if err := other.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("in the guest beside it:\n%s", words(other))
+		}
 		if strings.Contains(console, crashed) && try < 3 {
 			continue
 		}
 		m.judge(t, q, console, err)
-		return
+		return console
 	}
 }
+
+// words is what a machine has written to its serial line.
+func words(q *testenv.Process) string { return strings.ReplaceAll(q.Output(), "\r", "") }
 
 // crashed is what a kernel says that has met with something impossible, as emulation now and then makes it: another start
 // shows whether it is the emulator's doing.
@@ -85,8 +117,9 @@ func (m *Machine) judge(t *testing.T, q *testenv.Process, console string, err er
 	}
 }
 
-// command prepares everything that QEMU needs.
-func (m *Machine) command(t *testing.T, wires *testenv.Namespace) (testenv.Cmd, error) {
+// command prepares everything that QEMU needs, with so many cards, of which the first has this number among those of all
+// machines. parameters are further words for the kernel's command line.
+func (m *Machine) command(t *testing.T, wires *testenv.Namespace, first, count int, parameters string) (testenv.Cmd, error) {
 	tree, err := Fetch(m.Kernel)
 	if err != nil {
 		return testenv.Cmd{}, err
@@ -94,6 +127,9 @@ func (m *Machine) command(t *testing.T, wires *testenv.Namespace) (testenv.Cmd, 
 	k, err := findKernel(tree)
 	if err != nil {
 		return testenv.Cmd{}, err
+	}
+	for _, f := range m.Flags {
+		parameters += " " + flagParameter + f
 	}
 	initramfs := filepath.Join(t.TempDir(), "initramfs")
 	if err := m.pack(k, initramfs); err != nil {
@@ -105,7 +141,10 @@ func (m *Machine) command(t *testing.T, wires *testenv.Namespace) (testenv.Cmd, 
 		"-M", "q35", "-accel", "tcg,thread=single", "-cpu", "max,cx16=off", "-smp", fmt.Sprint(m.CPUs), "-m", "1024",
 		"-nographic", "-nodefaults", "-no-reboot", "-serial", "stdio", "-monitor", "none",
 		"-kernel", k.image, "-initrd", initramfs,
-		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off net.ifnames=0 " + testParameter + t.Name(),
+		"-append", "console=ttyS0 quiet panic=-1 rdinit=/init mitigations=off net.ifnames=0 " + testParameter + t.Name() + " " + parameters,
+	}
+	if m.Counted {
+		args = append(args, "-icount", "shift=1") // two to this power are the nanoseconds
 	}
 	program, env := "qemu-system-x86_64", []string(nil)
 	if len(m.QEMU) > 0 {
@@ -117,23 +156,29 @@ func (m *Machine) command(t *testing.T, wires *testenv.Namespace) (testenv.Cmd, 
 		env = []string{"QEMU_MODULE_DIR=" + filepath.Join(tree, "usr/lib/x86_64-linux-gnu/qemu")}
 		args = append(args, "-L", filepath.Join(tree, "usr/share/qemu"), "-L", "/usr/share/seabios")
 	}
-	for i := range cards {
-		tap := fmt.Sprintf("tap%d", i)
-		if err := wire(wires, tap, fmt.Sprintf("wire%d", i/2), i, m.Queues); err != nil {
+	for i := range count {
+		card := first + i
+		tap := fmt.Sprintf("tap%d", card)
+		if err := wire(wires, tap, card, m.Queues); err != nil {
 			return testenv.Cmd{}, fmt.Errorf("network of the guest: %s: %w", tap, err)
 		}
 		netdev := fmt.Sprintf("tap,id=n%d,ifname=%s,script=no,downscript=no,vhost=off", i, tap)
 		if m.Queues > 1 {
 			netdev += fmt.Sprintf(",queues=%d", m.Queues)
 		}
-		args = append(args, "-netdev", netdev, "-device", fmt.Sprintf("%s,netdev=n%d,mac=02:00:00:00:00:%02x,addr=0x%x", m.Device, i, i+1, 2*i+4)) // igb's virtual functions take two slots a card
+		args = append(args, "-netdev", netdev, "-device", fmt.Sprintf("%s,netdev=n%d,mac=02:00:00:00:00:%02x,addr=0x%x", m.Device, i, card+1, 2*i+4)) // igb's virtual functions take two slots a card
 	}
 	return testenv.Cmd{Path: program, Args: args, Env: env}, nil
 }
 
 // wire makes a tap device for QEMU as a port of a bridge, and the bridge with its first port.
-func wire(ns *testenv.Namespace, tap, bridge string, number, queues int) error {
-	if number%2 == 0 {
+func wire(ns *testenv.Namespace, tap string, number, queues int) error {
+	first, n := number%2 == 0, number/2
+	if number >= cards { // a machine beside has one card on each
+		first, n = false, number-cards
+	}
+	bridge := fmt.Sprintf("wire%d", n)
+	if first {
 		if err := ns.SetSysctl("net/ipv6/conf/default/disable_ipv6", "1"); err != nil { // these only carry
 			return err
 		}
@@ -197,12 +242,21 @@ func (m *Machine) pack(k *kernel, path string) error {
 }
 
 const (
-	testParameter = "sluice.test=" // on the kernel's command line: the test to run
-	passed        = "GUEST: PASSED"
+	// On the kernel's command line: the test to run, its flags, and whether this is the second machine.
+	testParameter   = "sluice.test="
+	flagParameter   = "sluice.flag="
+	besideParameter = "sluice.beside"
+	passed          = "GUEST: PASSED"
 )
 
 // Inside says whether this is the guest.
 func Inside() bool { return os.Getpid() == 1 }
+
+// Beside says whether this is the guest that is a Machine's Beside.
+func Beside() bool {
+	line, err := os.ReadFile("/proc/cmdline")
+	return Inside() && err == nil && slices.Contains(strings.Fields(string(line)), besideParameter)
+}
 
 // Main is the TestMain of a package whose tests run in guests.
 func Main(m *testing.M) {

@@ -41,14 +41,18 @@ func prepare() error {
 	if err != nil {
 		return err
 	}
-	test := ""
+	flag.Parse()
+	err = flag.Set("test.v", "true")
 	for _, word := range strings.Fields(string(line)) {
 		if name, ok := strings.CutPrefix(word, testParameter); ok {
-			test = name
+			err = errors.Join(err, flag.Set("test.run", "^"+name+"$"))
+		}
+		if f, ok := strings.CutPrefix(word, flagParameter); ok {
+			name, value, _ := strings.Cut(f, "=")
+			err = errors.Join(err, flag.Set(name, value))
 		}
 	}
-	flag.Parse()
-	return errors.Join(flag.Set("test.run", "^"+test+"$"), flag.Set("test.v", "true"))
+	return err
 }
 
 func loadModule(path string) error {

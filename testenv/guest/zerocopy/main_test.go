@@ -5,13 +5,19 @@
 package zerocopy
 
 import (
+	"os"
 	"testing"
 	"time"
 
 	"github.com/sluice-lb/sluice/testenv/guest"
 )
 
-func TestMain(m *testing.M) { guest.Main(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 && os.Args[1] == reflectorArgument {
+		reflectorMain()
+	}
+	guest.Main(m)
+}
 
 var (
 	// The first kernel whose virtio-net receives and transmits in zero-copy mode is 6.13.

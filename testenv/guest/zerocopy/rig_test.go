@@ -88,22 +88,28 @@ var addresses = map[string][]string{
 	"eth3": {"10.0.1.2/24", "fd00:1::2/64"},
 }
 
-// furnish moves a card into a namespace and gives it its addresses.
-func (r *rig) furnish(ns *testenv.Namespace, card string) {
-	r.t.Helper()
+// moveCard moves a card into a namespace.
+func moveCard(t *testing.T, ns *testenv.Namespace, card string) {
+	t.Helper()
 	link, err := netlink.LinkByName(card)
 	if err != nil {
-		r.t.Fatalf("%s: %v", card, err)
+		t.Fatalf("%s: %v", card, err)
 	}
 	f, err := os.Open(filepath.Join("/run/netns", ns.Name()))
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
 	defer f.Close()
 	if err := netlink.LinkSetNsFd(link, int(f.Fd())); err != nil {
-		r.t.Fatalf("move %s: %v", card, err)
+		t.Fatalf("move %s: %v", card, err)
 	}
-	err = errors.Join(
+}
+
+// furnish moves a card into a namespace and gives it its addresses.
+func (r *rig) furnish(ns *testenv.Namespace, card string) {
+	r.t.Helper()
+	moveCard(r.t, ns, card)
+	err := errors.Join(
 		ns.SetMTU(card, 1600), // for an outer header around 1500 bytes
 		ns.SetSysctl("net/ipv6/conf/"+card+"/accept_dad", "0"),
 		ns.SetSysctl("net/ipv6/conf/"+card+"/keep_addr_on_down", "1"),
