@@ -68,9 +68,6 @@ func (w Word) Tick() uint16 { return uint16(w>>tickShift) & tickMask }
 // State is the flow's state.
 func (w Word) State() State { return State(w & stateMask) }
 
-// Like reports whether w has the tick and the state of v.
-func (w Word) Like(v Word) bool { return (w^v)&(tickMask<<tickShift|stateMask) == 0 }
-
 // Tick is the tick of a reading of CLOCK_MONOTONIC in nanoseconds (2.15 s each, modulo 4096). BPF programs compute the
 // same from bpf_ktime_get_ns, which reads the same clock; so do all processes of one boot.
 func Tick(monotonicNanos int64) uint16 { return uint16(monotonicNanos>>tickBits) & tickMask }

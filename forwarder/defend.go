@@ -99,18 +99,14 @@ func (w *Worker) leaveProbation(i int, s *service, later bool) {
 	}
 }
 
-// renewed notes the source of packet i, which renewed an older word: in calm times one whose TCP connection lives is known, so that
-// it needs no proof in a flood, and gets through when the node cannot take all. A connection tells it of itself once in eight
-// ticks.
-func (w *Worker) renewed(i int, s *service, word conntrack.Word, now int64, tick uint16) {
-	e, m := w.engine, &w.metas[i]
+// tellsSource says whether the source of a packet m, which renews an older word, is to be noted as proved: in calm times one whose TCP
+// connection lives is known, so that it needs no proof in a flood, and gets through when the node cannot take all. A connection tells
+// it of itself once in eight ticks.
+func (w *Worker) tellsSource(m *packet.Meta, s *service, number uint32, word conntrack.Word, tick uint16) bool {
 	offset := uint16(m.Hash & 7) // so that not all do it in the same tick
-	if !s.tcp || word.State() == conntrack.Closing || word.State() == conntrack.Established && (word.Tick()+offset)>>3 == (tick+offset)>>3 ||
-		e.flooded[w.services[i]].Load() || e.overload.lasts.Load() {
-		return
-	}
-	source := packet.Source(w.frame(&w.descs[i]), m)
-	e.proved.Add(e.proved.Hash(source.Hi, source.Lo), now)
+	return s.tcp && word.State() != conntrack.Closing &&
+		(word.State() != conntrack.Established || (word.Tick()+offset)>>3 != (tick+offset)>>3) &&
+		!w.engine.flooded[number].Load() && !w.engine.overload.lasts.Load()
 }
 
 // prove notes that a source has proved its address.

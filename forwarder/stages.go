@@ -108,28 +108,65 @@ func (w *Worker) sample(n int) {
 }
 
 // lookup turns the words that were found into slots, and puts the packets whose flow has none on the list of misses. What most
-// packets are is decided in its loop: those within an established flow whose word was renewed in this tick, to a backend that is up.
+// packets are is decided in its loop: those within an established flow, to a backend that is up. Words are renewed afterwards, together:
+// each swap is a barrier that what is read for the next packets would wait for.
 func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 	targets, admit := snap.targets, w.engine.live.Admit
-	calm := conntrack.MakeWord(0, 0, tick, conntrack.Established)
-	w.missed = 0
+	w.missed, w.renewals = 0, 0
 	metas, words, services := w.metas[:n], w.words[:n], w.services[:n]
 	for i := range metas {
 		m := &metas[i]
 		if m.Reason != packet.None {
 			continue
 		}
-		if word := words[i]; word.Like(calm) && m.Flags&^packet.V6 == 0 {
+		word := words[i]
+		if m.Flags&^packet.V6 == 0 && word.State() == conntrack.Established {
 			slot := word.Slot()
 			if int(slot) < len(targets) && uint32(targets[slot].service) == services[i] && maglev.Admit(admit[slot].Load()).State() == maglev.Up {
-				w.slots[i] = slot
-				continue
+				if word.Tick() == tick {
+					w.slots[i] = slot
+					continue
+				}
+				if !targets[slot].life.Expired(word, tick) {
+					w.slots[i] = slot
+					w.renew(i)
+					continue
+				}
 			}
 		}
-		if m.Flags&(packet.Echo|reply) == 0 && (words[i] == 0 || !w.usable(snap, i, now, tick)) {
+		if m.Flags&(packet.Echo|reply) == 0 && (word == 0 || !w.usable(snap, i, now, tick)) {
 			w.misses[w.missed] = uint8(i)
 			w.missed++
 		}
+	}
+	if w.renewals > 0 {
+		w.renewAll(snap, now, tick)
+	}
+}
+
+// renew puts packet i, whose flow has a word, on the list of those by which the word may have to be written.
+func (w *Worker) renew(i int) {
+	w.renewing[w.renewals] = uint8(i)
+	w.renewals++
+}
+
+// renewAll writes the words of the packets on the list anew.
+func (w *Worker) renewAll(snap *Snapshot, now int64, tick uint16) {
+	proofs := 0
+	for _, i := range w.renewing[:w.renewals] {
+		m, word := &w.metas[i], w.words[i]
+		if word.Tick() != tick && w.tellsSource(m, &snap.services[w.services[i]], w.services[i], word, tick) {
+			source := packet.Source(w.frame(&w.descs[i]), m)
+			w.proofs[proofs] = w.engine.proved.Hash(source.Hi, source.Lo)
+			proofs++
+		}
+	}
+	w.engine.proved.Prefetch(w.proofs[:proofs])
+	for _, i := range w.renewing[:w.renewals] {
+		w.table.Refresh(w.indices[i], w.words[i], tick, w.metas[i].Flags&(packet.FIN|packet.RST) != 0)
+	}
+	for _, source := range w.proofs[:proofs] {
+		w.engine.proved.Add(source, now)
 	}
 }
 
@@ -163,11 +200,10 @@ func (w *Worker) usable(snap *Snapshot, i int, now int64, tick uint16) bool {
 	if m.Flags&packet.ICMPError != 0 { // an error is no sign of life, and anybody can forge one
 		return true
 	}
-	w.table.Refresh(w.indices[i], word, tick, m.Flags&(packet.FIN|packet.RST) != 0)
-	s := &snap.services[w.services[i]]
-	if word.Tick() != tick {
-		w.renewed(i, s, word, now, tick)
+	if word.Tick() != tick || m.Flags&(packet.FIN|packet.RST) != 0 {
+		w.renew(i)
 	}
+	s := &snap.services[w.services[i]]
 	if word.State() != conntrack.Established && (now < w.handshakes.hitsUntil || m.Flags&packet.RST != 0 || s.defence != DefenceOff) {
 		w.unsettled(s, i, word, now, tick)
 	}

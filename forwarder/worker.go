@@ -115,7 +115,10 @@ type batch struct {
 	sources, halves [batchSize]uint64
 	misses          [batchSize + maxCopies]uint8 // indices of packets to decide
 	missed          int
-	leaving         []departures // by queue
+	renewing        [batchSize]uint8 // indices of packets whose words may have to be written
+	renewals        int
+	proofs          [batchSize]uint64 // hashes of sources that are to be noted as proved
+	leaving         []departures      // by queue
 	dropped         [batchSize + maxCopies]xsk.Desc
 	// tails are the further frames of packets that came in several, those of packet i in chains[i].
 	tails  [batchSize]xsk.Desc
