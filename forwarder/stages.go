@@ -214,7 +214,8 @@ func (w *Worker) usable(snap *Snapshot, i int, now int64, tick uint16) bool {
 // counted for their slots there and then; see uncount.
 func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 	targets := snap.targets
-	metas, descs, slots := w.metas[:n], w.descs[:n], w.slots[:n]
+	metas, descs, slots, cells := w.metas[:n], w.descs[:n], w.slots[:n], w.count.slots
+	at, out := int32(-1), (*departures)(nil) // the queue of the packet before, and what leaves by it
 	for i := range metas {
 		m := &metas[i]
 		if m.Reason != packet.None {
@@ -234,7 +235,9 @@ func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 			m.Reason = packet.EgressDown
 			continue
 		}
-		out := &w.leaving[q]
+		if q != at {
+			at, out = q, &w.leaving[q]
+		}
 		p := &out.packets[out.n]
 		p.Encap, p.Start, p.Length, p.Flags, p.Class, p.Index = &t.encap, d.Addr+uint64(m.L3), length, m.Flags, m.Class, uint8(i)
 		out.n++
@@ -242,7 +245,10 @@ func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
 			out.others = true
 			continue
 		}
-		cell := w.count.slot(slots[i])
+		cell := &cells[slots[i]]
+		if !cell.dirty {
+			w.count.touchSlot(slots[i], cell)
+		}
 		cell.packets++
 		cell.bytes += uint64(length)
 	}
