@@ -169,14 +169,16 @@ func sleep(ctx context.Context, d time.Duration) error {
 // table makes the result; missing is why nothing was measured.
 func (c *comparison) table(missing string) *report.Table {
 	t := &report.Table{
-		Name:  "worker-rings",
-		Title: "the same forwarder on our rings and on those of asavie/xdp v0.3.3, on veth pairs (copy mode), " + strconv.Itoa(flows) + " flows, frames of 60 bytes; entries are those of a ring, the fill ring has twice as many",
-		Rule: "Generator, and the reception that it drives, on the first CPU; the worker and all else of its process, and what it sends with its sink, on the second. The same for both, " +
-			"each on a cable of its own, one at a time.",
+		Name: "worker-rings",
+		Title: "the same forwarder on our rings and on those of asavie/xdp v0.3.3, on veth pairs (copy mode), " + strconv.Itoa(flows) +
+			" flows, frames of 60 bytes; entries are those of a ring, the fill ring has twice as many",
+		Rule: "Generator, and the reception that it drives, on the first CPU; the worker and all else of its process, and what it sends " +
+			"with its sink, on the second. The same for both, each on a cable of its own, one at a time.",
 		Metric: "rate", Unit: "Mpps", Higher: true,
 		Notes: []string{
-			"In copy mode the kernel sends within the worker's system call, which is most of the time and the same for both. What is the rings' and the forwarder's own " +
-				"is user_ns_per_packet, by the kernel's samples of the worker's thread: good to some percent after a minute.",
+			"In copy mode the kernel sends within the worker's system call, which is most of the time and the same for both. What is the " +
+				"rings' and the forwarder's own is user_ns_per_packet, by the kernel's samples of the worker's thread: good to some percent " +
+				"after a minute.",
 			"The rate falls to almost nothing while other programs use the CPUs: reception then waits for the kernel's ksoftirqd.",
 		},
 	}
@@ -184,7 +186,9 @@ func (c *comparison) table(missing string) *report.Table {
 		for _, mode := range modes {
 			for _, system := range []string{sluice, library} {
 				labels := func(system string) []report.Label {
-					return []report.Label{{Name: "rings", Value: system}, {Name: "mode", Value: mode.String()}, {Name: "entries", Value: strconv.Itoa(size)}}
+					return []report.Label{
+						{Name: "rings", Value: system}, {Name: "mode", Value: mode.String()}, {Name: "entries", Value: strconv.Itoa(size)},
+					}
 				}
 				out := report.Row{Labels: labels(system), Missing: missing}
 				if x := c.rounds[rowKey{system, size, mode}]; x != nil {

@@ -114,14 +114,14 @@ func startLane(r *rings, flows, cpu int) (_ *lane, err error) {
 	return l, nil
 }
 
-// userTime is how long the worker has run in user mode: not in system calls, nor in what the kernel did meanwhile. The kernel finds it
-// out by sampling, 250 times a second or so.
+// userTime is how long the worker has run in user mode: not in system calls, nor in what the kernel did meanwhile. The kernel
+// finds it out by sampling, 250 times a second or so.
 func (l *lane) userTime() (time.Duration, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", l.thread.Load()))
 	if err != nil {
 		return 0, err
 	}
-	const behindName, utime, ticks = 1, 11, 100 // proc_pid_stat(5): field 14, the name in parentheses being the 2nd; in 1/100 s
+	const behindName, utime, ticks = 1, 11, 100 // proc_pid_stat(5): field 14, the 2nd being the name in parentheses; 1/100 s
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+behindName:]))
 	n, err := strconv.ParseInt(fields[utime], 10, 64)
 	return time.Duration(n) * time.Second / ticks, err

@@ -6,8 +6,8 @@
 // A [Port] is a forwarder.Port on one queue, which uses that library as its documentation shows. It belongs to one goroutine,
 // the worker's; its memory is the library's and is gone after Close. What the library cannot do shows in the Port: each
 // socket has memory of its own, so a frame leaves by the queue it came in on; each Transmit is a system call; free
-// frames are searched for. The library keeps 256 bytes free in front of a received frame, as the kernel does, which is room for outer
-// headers: they are written in place, as on our own rings.
+// frames are searched for. In front of a received frame the kernel keeps 256 bytes free, which is room for outer headers: they
+// are written in place, as on our own rings.
 package asavie
 
 import (
@@ -55,7 +55,7 @@ func Open(ifindex, queue int, o Options) (*Port, error) {
 		RxRingNumDescs: o.RingSize, TxRingNumDescs: o.RingSize,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open interface %d queue %d with asavie/xdp, %d frames: %w; run as root, and close what else uses the queue",
+		return nil, fmt.Errorf("open interface %d queue %d with asavie/xdp, %d frames: %w; run as root, and close what else uses it",
 			ifindex, queue, frames, err)
 	}
 	p := &Port{

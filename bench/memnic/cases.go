@@ -295,5 +295,6 @@ const maxWorkers = 64
 
 // name is the case in words, for errors.
 func (c *Case) name() string {
-	return fmt.Sprintf("%s %s %s, %d flows, batch %d, %d workers, table %s", c.Mode, c.Family, c.Mix, c.Flows, c.Batch, c.Workers, c.Table)
+	return fmt.Sprintf("%s %s %s, %d flows, batch %d, %d workers, table %s",
+		c.Mode, c.Family, c.Mix, c.Flows, c.Batch, c.Workers, c.Table)
 }

@@ -113,3 +113,11 @@ func TestFrames(t *testing.T) {
 		}
 	}
 }
+
+func TestStaleShare(t *testing.T) {
+	for flows, want := range map[int][2]float64{1000: {0, 0.001}, 1_000_000: {0.04, 0.06}, 10_000_000: {0.35, 0.45}, 1_000_000_000: {0.98, 1}} {
+		if got := staleShare(flows); got < want[0] || got > want[1] {
+			t.Errorf("%d flows: %.4f, expected from %.3f to %.3f", flows, got, want[0], want[1])
+		}
+	}
+}

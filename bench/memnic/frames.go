@@ -11,8 +11,9 @@ import (
 
 // The service and its backends, by family.
 var (
-	vips     = map[string]netip.Addr{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")}
-	backends = map[string]netip.Addr{V4: netip.MustParseAddr("10.0.1.0"), V6: netip.MustParseAddr("2001:db8:0:1::")} // the last byte counts
+	vips = map[string]netip.Addr{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")}
+	// backends are the first ones; the last byte counts.
+	backends = map[string]netip.Addr{V4: netip.MustParseAddr("10.0.1.0"), V6: netip.MustParseAddr("2001:db8:0:1::")}
 )
 
 const (

@@ -36,10 +36,11 @@ func (m *Measurement) Tables() (out []report.Table) {
 		{Memfd, "worker", "shared memory"}, {BPF, "worker-bpf", "a BPF array map"},
 	} {
 		t := report.Table{
-			Name:  kind.name,
-			Title: "the worker on in-process rings, beside a bare swap of MACs on them and reads of cache lines; flow tables on " + kind.where,
-			Rule: fmt.Sprintf("One worker on the first CPU, generator and sink between its timed bursts; a second one on the second CPU at the same time. "+
-				"%d frames in circulation for all.", m.Frames),
+			Name: kind.name,
+			Title: "the worker on in-process rings, beside a bare swap of MACs on them and reads of cache lines; flow tables on " +
+				kind.where,
+			Rule: fmt.Sprintf("One worker on the first CPU, generator and sink between its timed bursts; a second one on the second CPU at "+
+				"the same time. %d frames in circulation for all.", m.Frames),
 			Metric: "time a packet", Unit: "ns",
 			Notes: []string{
 				"Of workers at the same time, the time is each one's own. The worker's own batch is 64.",
@@ -75,7 +76,10 @@ func (m *Measurement) row(r *run) report.Row {
 	if r.Mode == Memory || r.missing != "" {
 		return row
 	}
-	row.Extra = map[string]float64{"allocs_per_packet": float64(r.allocs) / float64(r.packets)}
+	row.Extra = map[string]float64{}
+	if r.Workers == 1 { // with more, waiting for each other costs the runtime some of its own
+		row.Extra["allocs_per_packet"] = float64(r.allocs) / float64(r.packets)
+	}
 	if r.Mix == New || r.Mix == Evict {
 		row.Extra["new_flows_per_second"] = float64(r.Workers) * 1e9 / 2 / report.SpreadOf(r.rounds).Median
 	}
@@ -127,7 +131,7 @@ type Result struct {
 	Mpps            float64 `json:"mpps"`            // of all workers together
 	SwapRatio       float64 `json:"ratio,omitempty"` // to the swap of the same batch, median over the rounds
 	FlowsPerSecond  float64 `json:"flows_per_second,omitempty"`
-	AllocsPerPacket float64 `json:"allocs_per_packet"`
+	AllocsPerPacket float64 `json:"allocs_per_packet"` // with one worker
 	Missing         string  `json:"missing,omitempty"` // why it was not measured
 }
 
@@ -137,7 +141,10 @@ func (m *Measurement) Results() (out []Result) {
 	for _, t := range m.Tables() {
 		for i := range t.Rows {
 			row, r := &t.Rows[i], runs[len(out)]
-			x := Result{Mode: r.Mode, Family: r.Family, Mix: r.Mix, Flows: r.Flows, Batch: r.Batch, Workers: r.Workers, Table: r.Table, Missing: r.missing}
+			x := Result{
+				Mode: r.Mode, Family: r.Family, Mix: r.Mix, Flows: r.Flows, Batch: r.Batch, Workers: r.Workers, Table: r.Table,
+				Missing: r.missing,
+			}
 			if len(row.Rounds) > 0 {
 				x.NanosPerPacket = report.SpreadOf(row.Rounds).Median
 				x.Mpps = float64(r.Workers) * 1000 / x.NanosPerPacket

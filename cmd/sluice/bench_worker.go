@@ -77,7 +77,7 @@ and do not carry over.`,
 		},
 	}
 	f := c.Flags()
-	f.StringSliceVar(&flows, "flows", []string{"1k", "100k", "1M"}, "flows in the table: numbers such as 1k, 100k, 1M, 10M, 100M (16 bytes each, and more)")
+	f.StringSliceVar(&flows, "flows", []string{"1k", "100k", "1M"}, "flows in the table: numbers such as 1k, 100k, 1M, 10M")
 	f.StringSliceVar(&axes.Modes, "modes", []string{memnic.IPIP}, "ways of forwarding: ipip, l2, gue, nat")
 	f.StringSliceVar(&axes.Families, "families", []string{memnic.V4}, "v4, v6")
 	f.StringSliceVar(&axes.Mixes, "mixes", []string{memnic.Hits}, "what the packets are; see above")
