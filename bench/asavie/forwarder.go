@@ -28,7 +28,7 @@ import (
 type rings struct {
 	io    forwarder.WorkerIO
 	fd    int
-	calls func() uint64 // system calls made so far
+	calls func() uint64 // system calls made so far, but for those that wait
 	close func() error
 }
 
@@ -43,13 +43,9 @@ func openSluice(name string, ifindex, entries int) (*rings, error) {
 	if err != nil {
 		return nil, errors.Join(err, umem.Close())
 	}
-	waits := new(atomic.Uint64)
 	return &rings{
-		io: forwarder.WorkerIO{Memory: umem.Memory(), Queues: []forwarder.Queue{{Port: s}}, Wait: func(d time.Duration) error {
-			waits.Add(1)
-			return umem.Wait(d)
-		}},
-		fd: s.FD(), calls: func() uint64 { return s.Counts().Wakes + waits.Load() }, close: umem.Close,
+		io: forwarder.WorkerIO{Memory: umem.Memory(), Queues: []forwarder.Queue{{Port: s}}, Wait: umem.Wait},
+		fd: s.FD(), calls: func() uint64 { return s.Counts().Wakes }, close: umem.Close,
 	}, nil
 }
 
@@ -114,17 +110,24 @@ func startLane(r *rings, flows, cpu int) (_ *lane, err error) {
 	return l, nil
 }
 
-// userTime is how long the worker has run in user mode: not in system calls, nor in what the kernel did meanwhile. The kernel
-// finds it out by sampling, 250 times a second or so.
-func (l *lane) userTime() (time.Duration, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", l.thread.Load()))
+// times are how long the worker has run, and how much of that in user mode: not in system calls, nor in what the kernel did
+// meanwhile. The second the kernel finds out by sampling, 250 times a second or so.
+func (l *lane) times() (ran, user time.Duration, err error) {
+	dir := fmt.Sprintf("/proc/self/task/%d/", l.thread.Load())
+	text, err := os.ReadFile(dir + "schedstat")
 	if err != nil {
-		return 0, err
+		return 0, 0, err
+	}
+	if _, err := fmt.Sscan(string(text), &ran); err != nil { // nanoseconds
+		return 0, 0, fmt.Errorf("read %sschedstat: %w", dir, err)
+	}
+	if text, err = os.ReadFile(dir + "stat"); err != nil {
+		return 0, 0, err
 	}
 	const behindName, utime, ticks = 1, 11, 100 // proc_pid_stat(5): field 14, the 2nd being the name in parentheses; 1/100 s
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+behindName:]))
 	n, err := strconv.ParseInt(fields[utime], 10, 64)
-	return time.Duration(n) * time.Second / ticks, err
+	return ran, time.Duration(n) * time.Second / ticks, err
 }
 
 // pin binds the calling thread to a CPU.

@@ -72,7 +72,7 @@ func (p *Port) Memory() []byte { return p.memory }
 // FD is the socket's descriptor, for an XSKMAP.
 func (p *Port) FD() int { return p.socket.FD() }
 
-// Calls is how many system calls were made for the rings. Any goroutine may call it.
+// Calls is how many system calls Transmit and Wake have made. Any goroutine may call it.
 func (p *Port) Calls() uint64 { return p.calls.Load() }
 
 // Close closes the socket and gives its memory back.
@@ -86,7 +86,6 @@ func (p *Port) Close() error {
 
 // Wait sleeps until a frame may have arrived, at most so long.
 func (p *Port) Wait(timeout time.Duration) error {
-	p.calls.Add(1)
 	if _, _, err := p.socket.Poll(int(timeout.Milliseconds())); err != nil {
 		return fmt.Errorf("wait for frames: poll: %w", err)
 	}

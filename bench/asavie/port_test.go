@@ -3,8 +3,12 @@
 package asavie
 
 import (
+	"context"
+	"errors"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/bench"
 	"github.com/sluice-lb/sluice/forwarder"
@@ -68,4 +72,38 @@ func forwarded(t *testing.T, w *way, protocol uint8) (n uint64) {
 		}
 	}
 	return n
+}
+
+// A comparison has a row for each of what it compares, with values unless the machine was too busy, and undoes what it did to the
+// process.
+func TestCompare(t *testing.T) {
+	testenv.RequireRoot(t)
+	var before, after unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	table, err := Compare(t.Context(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := 2 * len(sizes) * len(modes); len(table.Rows) != want {
+		t.Errorf("%d rows, expected %d", len(table.Rows), want)
+	}
+	for i := range table.Rows {
+		row := &table.Rows[i]
+		if row.Missing == "" && (len(row.Rounds) == 0 || row.Rounds[0] <= 0 || row.Extra["system_calls_per_packet"] <= 0) {
+			t.Errorf("row %+v", row)
+		}
+		if row.Reference != "" && table.Find(row.Reference) == nil {
+			t.Errorf("%s is compared with %s, which is not there", row.Key(), row.Reference)
+		}
+	}
+	if err := unix.SchedGetaffinity(0, &after); err != nil || after != before {
+		t.Errorf("CPUs of the process: %v before, %v after, %v", before, after, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Compare(ctx, 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("canceled: %v", err)
+	}
 }

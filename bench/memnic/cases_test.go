@@ -71,8 +71,9 @@ func TestSelectionIsWhole(t *testing.T) {
 
 func TestValidate(t *testing.T) {
 	for _, change := range []func(*Case){
-		func(c *Case) { c.Mode = "ip" }, func(c *Case) { c.Family = "v5" }, func(c *Case) { c.Mix = "hit" }, func(c *Case) { c.Flows = 0 },
-		func(c *Case) { c.Batch = 0 }, func(c *Case) { c.Batch = 1000 }, func(c *Case) { c.Workers = 0 }, func(c *Case) { c.Table = "heap" },
+		func(c *Case) { c.Mode = "ip" }, func(c *Case) { c.Family = "v5" }, func(c *Case) { c.Mix = "hit" },
+		func(c *Case) { c.Flows = 0 }, func(c *Case) { c.Batch = 0 }, func(c *Case) { c.Batch = 1000 },
+		func(c *Case) { c.Workers = 0 }, func(c *Case) { c.Table = "heap" },
 	} {
 		c := base(1000)
 		change(&c)
@@ -115,7 +116,9 @@ func TestFrames(t *testing.T) {
 }
 
 func TestStaleShare(t *testing.T) {
-	for flows, want := range map[int][2]float64{1000: {0, 0.001}, 1_000_000: {0.04, 0.06}, 10_000_000: {0.35, 0.45}, 1_000_000_000: {0.98, 1}} {
+	for flows, want := range map[int][2]float64{
+		1000: {0, 0.001}, 1_000_000: {0.04, 0.06}, 10_000_000: {0.35, 0.45}, 1_000_000_000: {0.98, 1},
+	} {
 		if got := staleShare(flows); got < want[0] || got > want[1] {
 			t.Errorf("%d flows: %.4f, expected from %.3f to %.3f", flows, got, want[0], want[1])
 		}

@@ -85,7 +85,8 @@ func TestForms(t *testing.T) {
 						}
 					})
 					if received != frames/burstShare || sent != received || good != sent {
-						t.Errorf("%s: of %d frames %d were received, %d sent, %d of them as the case says", c.name(), frames/burstShare, received, sent, good)
+						t.Errorf("%s: of %d frames %d were received, %d sent, %d of them as the case says",
+							c.name(), frames/burstShare, received, sent, good)
 					}
 					born := inUse(n) - before
 					if grows := mix == New || mix == New10; grows != (born > 0) && mix != Evict || grows && born > len(l.born) {

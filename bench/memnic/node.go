@@ -154,6 +154,8 @@ func (n *node) fill() error {
 	tick, old := conntrack.Tick(n.clock.read()), uint32(staleShare(n.flows)*math.MaxUint32)
 	var m packet.Meta
 	var hashes [64]uint64
+	var indices [len(hashes)]int
+	var words [len(hashes)]conntrack.Word
 	frame := l.frames[ackFrame][0]
 	for first := 0; first < n.flows; first += len(hashes) {
 		some := hashes[:min(len(hashes), n.flows-first)]
@@ -163,7 +165,8 @@ func (n *node) fill() error {
 			some[i] = m.Hash
 		}
 		n.table.Prefetch(some)
-		for i, hash := range some { // an engine numbers the slots of its first service from 0
+		n.table.LookupBatch(some, indices[:], words[:]) // brings both lines of each into the cache
+		for i, hash := range some {                     // an engine numbers the slots of its first service from 0
 			seen := tick
 			if uint32(hash>>8) < old {
 				seen--

@@ -120,6 +120,6 @@ func busy() string {
 	if _, err := fmt.Sscan(string(text), &load); err != nil || load <= calm {
 		return ""
 	}
-	return fmt.Sprintf("The load average was %s at the beginning: other programs ran too, and two workers do less together than they could.",
+	return fmt.Sprintf("The load average was %s at the beginning: other programs ran too, and two workers do less than they could.",
 		strings.Fields(string(text))[0])
 }

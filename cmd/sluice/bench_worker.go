@@ -85,7 +85,7 @@ and do not carry over.`,
 	f.IntSliceVar(&axes.Workers, "workers", []int{1}, "workers at the same time, which share the table")
 	f.StringVar(&axes.Table, "table", memnic.Memfd, "what the flow table lies on: memfd, or bpf (a BPF array map; root)")
 	f.IntVar(&o.Frames, "frames", memnic.DefaultFrames, "frames in circulation, a power of two: what the receive ring of a NIC holds")
-	f.BoolVar(&rings, "rings", false, "instead, compare our rings with those of asavie/xdp under the same forwarder, on veth pairs (root)")
+	f.BoolVar(&rings, "rings", false, "instead, compare our rings and asavie/xdp's under the same forwarder, on veth pairs (root)")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	f.DurationVar(&o.Duration, "duration", 10*time.Second, "how long to measure, beyond setting the flows up")
 	return c
