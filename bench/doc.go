@@ -1,4 +1,4 @@
-// Package bench makes traffic, counts it, and measures the worker.
+// Package bench makes traffic and counts it.
 //
 // A [Generator] sends packets from inside the kernel at up to some ten million a second: any number of flows, real or
 // spoofed sources, TCP with any flags or UDP, IPv4 and IPv6, all checksums right. A [Sink] is its counterpart: it counts
@@ -7,8 +7,6 @@
 //
 // All of them take a [testenv.Namespace], so they work only in network namespaces that were made for it; traffic is bounded in
 // count or time. When their process dies the kernel takes everything back.
-//
-// [Worker] measures the forwarder's worker without any network, on the memory NIC of package xsk.
 //
 // The memory is the kernel's. Any goroutine may call any method.
 package bench

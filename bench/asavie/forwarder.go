@@ -3,10 +3,14 @@
 package asavie
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -28,9 +32,10 @@ type rings struct {
 	close func() error
 }
 
-// openSluice opens a queue of an interface of the calling thread's namespace on our own rings, with the daemon's settings.
-func openSluice(name string, ifindex int) (*rings, error) {
-	umem, err := xsk.NewUmem(xsk.Options{})
+// openSluice opens a queue of an interface of the calling thread's namespace on our own rings. The fill ring has twice the entries
+// of the others, as the daemon's.
+func openSluice(name string, ifindex, entries int) (*rings, error) {
+	umem, err := xsk.NewUmem(xsk.Options{FillSize: 2 * entries, CompletionSize: entries, RXSize: entries, TXSize: entries})
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +54,8 @@ func openSluice(name string, ifindex int) (*rings, error) {
 }
 
 // openAsavie does it on the library's.
-func openAsavie(_ string, ifindex int) (*rings, error) {
-	p, err := Open(ifindex, 0, Options{})
+func openAsavie(_ string, ifindex, entries int) (*rings, error) {
+	p, err := Open(ifindex, 0, Options{RingSize: entries})
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +70,7 @@ type lane struct {
 	*rings
 	engine *forwarder.Engine
 	table  *shm.Memory
+	thread atomic.Int32 // of the worker, as the kernel numbers it
 	stop   atomic.Bool
 	ended  chan error
 }
@@ -102,9 +108,23 @@ func startLane(r *rings, flows, cpu int) (_ *lane, err error) {
 			l.ended <- err
 			return
 		}
+		l.thread.Store(int32(unix.Gettid()))
 		l.ended <- w.Run(&l.stop, func(error) {})
 	}()
 	return l, nil
+}
+
+// userTime is how long the worker has run in user mode: not in system calls, nor in what the kernel did meanwhile. The kernel finds it
+// out by sampling, 250 times a second or so.
+func (l *lane) userTime() (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/stat", l.thread.Load()))
+	if err != nil {
+		return 0, err
+	}
+	const behindName, utime, ticks = 1, 11, 100 // proc_pid_stat(5): field 14, the name in parentheses being the 2nd; in 1/100 s
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+behindName:]))
+	n, err := strconv.ParseInt(fields[utime], 10, 64)
+	return time.Duration(n) * time.Second / ticks, err
 }
 
 // pin binds the calling thread to a CPU.

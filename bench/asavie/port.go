@@ -23,18 +23,17 @@ import (
 // frameSize is the library's default, in bytes. It has room for a frame of 1,792 bytes behind the kernel's headroom.
 const frameSize = 2048
 
-// Options are the sizes of a socket. Zero fields mean the defaults.
+// Options are the sizes of a socket.
 type Options struct {
-	// RingSize is how many entries each ring has, a power of two; by default 512.
+	// RingSize is how many entries a ring has, a power of two, the fill ring twice as many; 0: 2048, as on our own rings. There are as
+	// many frames as the fill ring and the TX ring take.
 	RingSize int
-	// Frames is how many frames there are; by default twice RingSize: the fill ring and the TX ring full.
-	Frames int
 }
 
 // Port is a queue on a socket of github.com/asavie/xdp.
 type Port struct {
 	socket *xdp.Socket
-	size   int // of the rings
+	size   int // of the RX and the TX ring
 	memory []byte
 	// held marks the frames that the worker has, and holding is how many that are: the library takes what it has received for
 	// free.
@@ -48,22 +47,20 @@ type Port struct {
 // ring. Frames come once its FD is in the socket map of an XDP program there.
 func Open(ifindex, queue int, o Options) (*Port, error) {
 	if o.RingSize == 0 {
-		o.RingSize = 512
+		o.RingSize = 2048
 	}
-	if o.Frames == 0 {
-		o.Frames = 2 * o.RingSize
-	}
+	fill, frames := 2*o.RingSize, 3*o.RingSize
 	s, err := xdp.NewSocket(ifindex, queue, &xdp.SocketOptions{
-		NumFrames: o.Frames, FrameSize: frameSize, FillRingNumDescs: o.RingSize, CompletionRingNumDescs: o.RingSize,
+		NumFrames: frames, FrameSize: frameSize, FillRingNumDescs: fill, CompletionRingNumDescs: o.RingSize,
 		RxRingNumDescs: o.RingSize, TxRingNumDescs: o.RingSize,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open interface %d queue %d with asavie/xdp, %d frames: %w; run as root, and close what else uses the queue",
-			ifindex, queue, o.Frames, err)
+			ifindex, queue, frames, err)
 	}
 	p := &Port{
-		socket: s, size: o.RingSize, held: make([]bool, o.Frames), scratch: make([]xdp.Desc, o.RingSize),
-		memory: s.GetFrame(xdp.Desc{Len: uint32(o.Frames * frameSize)}),
+		socket: s, size: o.RingSize, held: make([]bool, frames), scratch: make([]xdp.Desc, o.RingSize),
+		memory: s.GetFrame(xdp.Desc{Len: uint32(frames * frameSize)}),
 	}
 	p.refill()
 	return p, nil

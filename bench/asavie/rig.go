@@ -21,7 +21,11 @@ const (
 	library = "asavie"
 )
 
-// rig is a node on two cables, one for each system, at whose other ends there are a generator and a sink. Only one cable is in
+// sizes are the entries of the rings that are compared: the daemon's, and less, with which there are fewer frames for the caches
+// to hold, and for the library to search.
+var sizes = []int{2048, 512}
+
+// rig is a node on some cables, one for each system, at whose other ends there are a generator and a sink. Only one cable is in
 // use at a time.
 type rig struct {
 	env   *testenv.Env
@@ -33,6 +37,7 @@ type rig struct {
 // way is one system on its cable.
 type way struct {
 	system string
+	size   int    // entries of the rings
 	link   string // the name of both ends
 	own    packet.MAC
 	peer   packet.MAC
@@ -67,11 +72,16 @@ func newRig(flows, cpu int) (_ *rig, err error) {
 	if err := r.steer.SetVIPs([]netip.Addr{vip}); err != nil {
 		return nil, err
 	}
-	for i, system := range []struct {
+	systems := []struct {
 		name string
-		open func(string, int) (*rings, error)
-	}{{sluice, openSluice}, {library, openAsavie}} {
-		w := &way{system: system.name, link: fmt.Sprintf("eth%d", i), own: packet.MAC{2, 0, 0, 0, byte(i), 1}, peer: packet.MAC{2, 0, 0, 0, byte(i), 2}}
+		open func(string, int, int) (*rings, error)
+	}{{sluice, openSluice}, {library, openAsavie}}
+	for i := range len(sizes) * len(systems) {
+		system := systems[i%len(systems)]
+		w := &way{
+			system: system.name, size: sizes[i/len(systems)], link: fmt.Sprintf("eth%d", i),
+			own: packet.MAC{2, 0, 0, 0, byte(i), 1}, peer: packet.MAC{2, 0, 0, 0, byte(i), 2},
+		}
 		r.ways = append(r.ways, w)
 		if err := r.env.Veth(testenv.End{Namespace: node, Name: w.link, MAC: w.own[:], MTU: mtu},
 			testenv.End{Namespace: r.peer, Name: w.link, MAC: w.peer[:], MTU: mtu}, 1); err != nil {
@@ -93,14 +103,14 @@ func newRig(flows, cpu int) (_ *rig, err error) {
 }
 
 // start attaches the XDP program, opens the rings and starts the worker. It is called in the node's namespace.
-func (w *way) start(s *steer.Steer, ifindex, flows, cpu int, open func(string, int) (*rings, error)) (err error) {
+func (w *way) start(s *steer.Steer, ifindex, flows, cpu int, open func(string, int, int) (*rings, error)) (err error) {
 	if w.steer, err = s.Attach(ifindex, w.link, steer.AttachOptions{Queues: 1}, slog.New(slog.NewTextHandler(io.Discard, nil))); err != nil {
 		return err
 	}
 	if w.steer.Generic() {
 		return errors.New("the XDP program runs in generic mode on a veth; the kernel is too old")
 	}
-	r, err := open(w.link, ifindex)
+	r, err := open(w.link, ifindex, w.size)
 	if err != nil {
 		return err
 	}

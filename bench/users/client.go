@@ -37,11 +37,11 @@ type conn struct {
 }
 
 const (
-	answerLimit = 2 * time.Second
+	answerLimit = 5 * time.Second
 	pageRequest = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 )
 
-// run makes rate requests a second for a time. failed are those that were not answered well, or not within two seconds after
+// run makes rate requests a second for a time. failed are those that were not answered well, or not within five seconds after
 // the end.
 func (c *client) run(ctx context.Context, rate float64, d time.Duration) (took []time.Duration, failed int, err error) {
 	err = c.ns.Do(func() (err error) {

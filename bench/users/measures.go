@@ -56,8 +56,9 @@ func needs(programs []program) string {
 // sample is one measurement of one system.
 type sample struct {
 	value  float64
-	work   float64 // how much was done, in the measure's unit of work
-	errors int     // requests that failed
+	work   float64  // how much was done, in the measure's unit of work
+	errors int      // requests that failed
+	kinds  []string // how they did, where that is known
 	extra  map[string]float64
 }
 
@@ -77,8 +78,8 @@ const cpuNote = "cpu_seconds is how long the CPU of system and router was busy, 
 	"process_seconds is the CPU time of the system's processes, softirq_seconds that CPU's in softirq. The kernel does not tell these " +
 	"two apart exactly, so they are not to be added."
 
-const closedNote = "The client keeps both cores busy and waits for answers, so a row can be above direct: what comes in larger batches costs clients and " +
-	"backends fewer wake-ups a request."
+const closedNote = "The client waits for answers and keeps both cores busy, so a row can be above direct: what comes in larger " +
+	"batches probably costs clients and backends fewer wake-ups a request."
 
 var measures = []measure{
 	{
@@ -173,11 +174,12 @@ func (r *rig) sample(ctx context.Context, m *measure, s *running, d time.Duratio
 // wrkScript has wrk print what it found in one line; it costs nothing while wrk measures.
 const wrkScript = `done = function(s, latency)
   local e = s.errors
-  io.write(string.format("` + wrkMark + ` %d %d %d\n", s.requests, s.duration, e.connect + e.read + e.write + e.status + e.timeout))
+  io.write(string.format("` + wrkMark + ` %d %d %d %d %d %d %d\n",
+    s.requests, s.duration, e.connect, e.read, e.write, e.status, e.timeout))
 end
 `
 
-const wrkMark = "requests, microseconds, errors:"
+const wrkMark = "requests, microseconds, errors of connect, read, write, status, timeout:"
 
 // wrk measures requests a second.
 func (r *rig) wrk(ctx context.Context, s *running, d time.Duration, args ...string) (sample, error) {
@@ -196,14 +198,23 @@ func seconds(d time.Duration) string { return fmt.Sprintf("%d", d/time.Second) }
 
 func parseWrk(out string) (sample, error) {
 	_, line, ok := strings.Cut(out, wrkMark)
-	var requests, micros, failed int
+	var requests, micros int
+	var failed [5]int
 	if !ok {
 		return sample{}, fmt.Errorf("wrk printed no line %q:\n%s", wrkMark, out)
 	}
-	if n, err := fmt.Sscan(line, &requests, &micros, &failed); n != 3 || micros <= 0 {
-		return sample{}, fmt.Errorf("wrk printed %q, expected three numbers: %w", line, err)
+	_, err := fmt.Sscan(line, &requests, &micros, &failed[0], &failed[1], &failed[2], &failed[3], &failed[4])
+	if err != nil || micros <= 0 {
+		return sample{}, fmt.Errorf("wrk printed %q, expected seven numbers: %w", line, err)
 	}
-	return sample{value: float64(requests) / (float64(micros) / 1e6), work: float64(requests) / 1000, errors: failed}, nil
+	s := sample{value: float64(requests) / (float64(micros) / 1e6), work: float64(requests) / 1000}
+	for i, kind := range []string{"to connect", "to read", "to write", "with a bad status", "too late (2 s)"} {
+		if failed[i] > 0 {
+			s.errors += failed[i]
+			s.kinds = append(s.kinds, fmt.Sprintf("%d %s", failed[i], kind))
+		}
+	}
+	return s, nil
 }
 
 // iperf3 measures throughput.

@@ -15,11 +15,12 @@ func TestParseWrk(t *testing.T) {
 Requests/sec:   4731.76
 Transfer/sec:      5.68MB
 `
-	got, err := parseWrk(out + wrkMark + " 4774 1008927 3\n")
-	if err != nil || math.Abs(got.value-4731.76) > 0.01 || got.work != 4.774 || got.errors != 3 {
+	got, err := parseWrk(out + wrkMark + " 4774 1008927 0 2 0 0 1\n")
+	if err != nil || math.Abs(got.value-4731.76) > 0.01 || got.work != 4.774 || got.errors != 3 ||
+		!slices.Equal(got.kinds, []string{"2 to read", "1 too late (2 s)"}) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, bad := range []string{"", out, out + wrkMark + " 1 2\n", out + wrkMark + " 1 0 0\n", out + wrkMark + " a b c\n"} {
+	for _, bad := range []string{"", out, out + wrkMark + " 1 2\n", out + wrkMark + " 1 0 0 0 0 0 0\n", out + wrkMark + " a b c\n"} {
 		if got, err := parseWrk(bad); err == nil {
 			t.Errorf("%q: %+v, want an error", bad, got)
 		}

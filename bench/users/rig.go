@@ -51,8 +51,8 @@ type rig struct {
 // rule says what runs where.
 func (r *rig) rule() string {
 	return fmt.Sprintf("CPU %d: client programs, nginx and iperf3 on the backends, and the TCP/IP of these machines. "+
-		"CPU %d: the processes of the system under test (taskset), and what the kernel does on its node and on the router, cables that leave them included (RPS). "+
-		"The same for every system. %d backends.", r.userCore, r.systemCore, backends)
+		"CPU %d: the processes of the system under test (taskset), and what the kernel does on its node and on the router, "+
+		"cables that leave them included (RPS). The same for every system. %d backends.", r.userCore, r.systemCore, backends)
 }
 
 // newRig makes the network and the backends. The Env owns all of it.

@@ -70,14 +70,15 @@ func startDirect(r *rig, s *running) error {
 	return r.announce(s, r.net.Backends...)
 }
 
-// startSluice starts the daemon, which has the services of both of Sluice's systems; for the second one it only announces the VIP.
+// startSluice starts the daemon, which has the services of both of Sluice's systems; for the second one it announces the VIP alone.
 func startSluice(r *rig, s *running) (err error) {
 	node := r.net.Nodes[sluiceNode]
 	if r.daemon == nil {
 		if err := r.write("sluice.yaml", r.sluiceConfig()); err != nil {
 			return err
 		}
-		r.daemon, err = r.launch(node.Namespace, r.systemCore, filepath.Join(r.programs, "sluice"), "run", "--config", r.path("sluice.yaml"))
+		program := filepath.Join(r.programs, "sluice")
+		r.daemon, err = r.launch(node.Namespace, r.systemCore, program, "run", "--config", r.path("sluice.yaml"))
 		if err != nil {
 			return err
 		}

@@ -179,8 +179,8 @@ func (r *rig) table(ctx context.Context, m *measure, all []*running, o *Options)
 			}
 			row.Rounds = append(row.Rounds, got.value)
 			if got.errors > 0 {
-				t.Notes = append(t.Notes, fmt.Sprintf("%s, round %d: %d errors, so this round's value is not to be trusted.",
-					s.name, round+1, got.errors))
+				t.Notes = append(t.Notes, fmt.Sprintf("%s, round %d: %d errors, so this round's value is not to be trusted. %s",
+					s.name, round+1, got.errors, strings.Join(got.kinds, ", ")))
 			}
 			if extras[i] == nil {
 				extras[i] = map[string][]float64{}

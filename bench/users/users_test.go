@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,10 @@ func TestMeasure(t *testing.T) {
 	t.Run("interrupted", func(t *testing.T) { interrupted(t, dir) })
 }
 
-// Every system carries requests, without errors; what is not installed says so.
+// broken is what notes say of connections that broke.
+var broken = regexp.MustCompile(`errors.* (to connect|to read|to write|with a bad status)`)
+
+// Every system carries requests, and no connection breaks; what is not installed says so.
 func everySystem(t *testing.T, dir string) {
 	o := Options{Programs: dir, Duration: time.Second, Rounds: 1, Measures: []string{"requests", "latency"}}
 	tables, err := Measure(t.Context(), o)
@@ -47,8 +51,13 @@ func everySystem(t *testing.T, dir string) {
 					t.Errorf("%s of %s is missing: %s", table.Name, name, r.Missing)
 				}
 				t.Logf("%s of %s: %s", table.Name, name, r.Missing)
-			case len(r.Rounds) != 1 || r.Rounds[0] <= 0 || r.Extra["errors"] != 0:
-				t.Errorf("%s of %s: %v, %v", table.Name, name, r.Rounds, r.Extra)
+			case len(r.Rounds) != 1 || r.Rounds[0] <= 0:
+				t.Errorf("%s of %s: %v, want one round", table.Name, name, r.Rounds)
+			}
+		}
+		for _, note := range table.Notes { // a machine that is busy with other things may make requests late
+			if broken.MatchString(note) {
+				t.Errorf("%s: %s", table.Name, note)
 			}
 		}
 	}

@@ -16,7 +16,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-lb/sluice/bench/asavie"
+	"github.com/sluice-lb/sluice/bench/churn"
 	"github.com/sluice-lb/sluice/bench/cost"
+	"github.com/sluice-lb/sluice/bench/memnic"
 	"github.com/sluice-lb/sluice/bench/report"
 	"github.com/sluice-lb/sluice/bench/users"
 	"github.com/sluice-lb/sluice/bench/veth"
@@ -33,6 +36,8 @@ type benchmark struct {
 func benchmarks() []benchmark {
 	cable := []report.NIC{{Driver: "veth", Mode: "copy"}}
 	return []benchmark{
+		{"worker", []report.NIC{{Driver: "none", Mode: "memory"}}, memnic.Tables},
+		{"worker-rings", cable, asavie.Tables},
 		{"veth", cable, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
 			self, err := os.Executable()
 			if err != nil {
@@ -41,6 +46,11 @@ func benchmarks() []benchmark {
 			return veth.Tables(ctx, effort, self)
 		}},
 		{"tcp", cable, withPrograms(users.Tables)},
+		{"churn", nil, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
+			o := churn.OptionsFor(effort)
+			o.Load = loadSpec
+			return churn.Tables(ctx, o)
+		}},
 		{"cost", cable, func(ctx context.Context, effort report.Effort) ([]report.Table, error) {
 			return cost.Tables(ctx, effort, costNeeds())
 		}},
@@ -179,7 +189,13 @@ func runAll(ctx context.Context, r *report.Report, list []benchmark, dir string,
 	return errors.Join(errs...)
 }
 
-// belongs says whether a table is one of a benchmark's in the list.
+// belongs says whether a table is one of a benchmark's in the list: its name begins with the benchmark's, and with no longer one.
 func belongs(table string, list []benchmark) bool {
-	return slices.ContainsFunc(list, func(b benchmark) bool { return table == b.name || strings.HasPrefix(table, b.name+"-") })
+	owner := ""
+	for _, name := range names(benchmarks()) {
+		if (table == name || strings.HasPrefix(table, name+"-")) && len(name) > len(owner) {
+			owner = name
+		}
+	}
+	return slices.Contains(names(list), owner)
 }

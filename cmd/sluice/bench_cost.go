@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/bench/cost"
 	"github.com/sluice-lb/sluice/bench/report"
@@ -106,7 +108,9 @@ flows, services and backends. The daemon itself is measured in a network namespa
 			if smoke {
 				effort = report.Smoke
 			}
-			tables, err := cost.Tables(c.Context(), effort, costNeeds())
+			ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, unix.SIGTERM)
+			defer stop()
+			tables, err := cost.Tables(ctx, effort, costNeeds())
 			if err != nil {
 				return err
 			}
@@ -184,14 +188,14 @@ func measureDaemon(ctx context.Context, services, backends int, duration time.Du
 	if err := pause(time.Second); err != nil { // the first probes of neighbours are over
 		return u, err
 	}
-	before, err := processTime(node.daemon.PID())
+	before, err := threadsTime(node.daemon.PID())
 	if err != nil {
 		return u, err
 	}
 	if err := pause(duration); err != nil {
 		return u, err
 	}
-	after, err := processTime(node.daemon.PID())
+	after, err := threadsTime(node.daemon.PID())
 	if err != nil {
 		return u, err
 	}
@@ -222,8 +226,8 @@ func addIdleServices(file string, services, backends int) error {
 	return errors.Join(err, f.Close())
 }
 
-// processTime is the processor time of a process.
-func processTime(pid int) (sum time.Duration, err error) {
+// threadsTime is the processor time of a process.
+func threadsTime(pid int) (sum time.Duration, err error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
 	if err != nil || len(threads) == 0 {
 		return 0, fmt.Errorf("process %d has no threads: %w", pid, os.ErrProcessDone)
