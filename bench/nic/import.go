@@ -110,7 +110,8 @@ func compare(t *report.Table, peer string) error {
 			continue
 		}
 		if len(ref.Rounds) != len(r.Rounds) {
-			return fmt.Errorf("%s has %d lines and %s has %d: measure all in turns, round after round", r.Key(), len(r.Rounds), ref.Key(), len(ref.Rounds))
+			return fmt.Errorf("%s has %d lines and %s has %d: measure all in turns, round after round",
+				r.Key(), len(r.Rounds), ref.Key(), len(ref.Rounds))
 		}
 		r.Reference = ref.Key()
 	}

@@ -99,7 +99,8 @@ func TestLuaSyntax(t *testing.T) {
 
 func lua(t *testing.T, script string, env ...string) (string, error) {
 	t.Helper()
-	return run(t, "lua5.4", append([]string{"VIP=192.0.2.10", "MAC=02:00:00:00:00:01"}, env...), "lua5.4", "testdata/pktgen.lua", "dpdk-pktgen/"+script)
+	env = append([]string{"VIP=192.0.2.10", "MAC=02:00:00:00:00:01"}, env...)
+	return run(t, "lua5.4", env, "lua5.4", "testdata/pktgen.lua", "dpdk-pktgen/"+script)
 }
 
 func TestLua(t *testing.T) {
@@ -225,9 +226,11 @@ func TestStatelessProfiles(t *testing.T) {
 				p.Destination != "192.0.2.10" || p.Port != 443 || p.Length != w.frame-18 || !p.Checksums {
 				t.Errorf("%s: got %+v, expected %+v", c.profile, s, w)
 			}
-			first, last, port := s.field("STLVmTupleGen", "from", "ip_min"), s.field("STLVmTupleGen", "from", "ip_max"), s.field("STLVmTupleGen", "from", "port_max")
+			tuple := func(parameter string) any { return s.field("STLVmTupleGen", "from", parameter) }
+			first, last, port := tuple("ip_min"), tuple("ip_max"), tuple("port_max")
 			if c.profile == "syn_flood.py" {
-				first, last, port = s.field("STLVmFlowVar", "ip", "min_value"), s.field("STLVmFlowVar", "ip", "max_value"), s.field("STLVmFlowVar", "port", "max_value")
+				first, last = s.field("STLVmFlowVar", "ip", "min_value"), s.field("STLVmFlowVar", "ip", "max_value")
+				port = s.field("STLVmFlowVar", "port", "max_value")
 				if s.field("STLVmWrFlowVar", "isn", "pkt_offset") != "TCP.seq" {
 					t.Errorf("%s: sequence numbers do not change", c.profile)
 				}
@@ -261,7 +264,8 @@ func TestStatefulProfile(t *testing.T) {
 	}
 	client, server := got.Templates.Client, got.Templates.Server
 	if client.Port != 443 || server.Assoc.Port != 443 || client.CPS != 5 || client.Limit != 9 ||
-		strings.Join(client.Program.Steps, ",") != "connect,send 20,recv 30" || strings.Join(server.Program.Steps, ",") != "recv 20,send 30,wait_for_peer_close" {
+		strings.Join(client.Program.Steps, ",") != "connect,send 20,recv 30" ||
+		strings.Join(server.Program.Steps, ",") != "recv 20,send 30,wait_for_peer_close" {
 		t.Errorf("got %+v", got.Templates)
 	}
 }
@@ -269,7 +273,8 @@ func TestStatefulProfile(t *testing.T) {
 func TestProfilesRefuse(t *testing.T) {
 	for _, c := range [][]string{
 		{"imix.py"}, {"imix.py", "--vip", "2001:db8::1"}, {"imix.py", "--vip", "192.0.2.10", "--flows", "100000000"},
-		{"million_flows.py", "--vip", "192.0.2.10", "--port", "0"}, {"syn_flood.py", "--vip", "192.0.2.10", "--source", "255.255.255.0", "--sources", "257"},
+		{"million_flows.py", "--vip", "192.0.2.10", "--port", "0"},
+		{"syn_flood.py", "--vip", "192.0.2.10", "--source", "255.255.255.0", "--sources", "257"},
 		{"tcp.py"}, {"tcp.py", "--vip", "192.0.2.10", "--cps", "0"},
 	} {
 		var got any

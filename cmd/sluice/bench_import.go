@@ -33,7 +33,8 @@ rounds of a row.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			if card.Driver == "" || card.Mode == "" {
-				return fmt.Errorf("--driver, --mode: found %q and %q, expected the card's driver (ethtool -i) and the mode (sluice status)", card.Driver, card.Mode)
+				return fmt.Errorf("--driver, --mode: found %q and %q, expected the card's driver (ethtool -i) and the mode (sluice status)",
+					card.Driver, card.Mode)
 			}
 			f, err := os.Open(args[0])
 			if err != nil {

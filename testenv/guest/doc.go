@@ -23,6 +23,9 @@
 // guest's traffic reaches nothing else. QEMU runs in that namespace, as a process of package testenv, which kills it on
 // every way out.
 //
+// A Machine can have a second one beside it, for traffic that is not to cost it anything, and a clock that counts instructions
+// instead of the host's time.
+//
 // Kernels, and a newer QEMU where this system's does not emulate a card, are Debian packages. [Fetch] takes them from the
 // backports suites with a private apt directory, without touching the system's sources or packages; the address is that
 // of the system's own debian.sources. They are kept in a cache directory of the user, outside of the tree.

@@ -202,6 +202,14 @@ run() {
 	# The write lasts as long as pktgen sends, and a signal to the writer ends both.
 	# shellcheck disable=SC2016 # the inner shell expands it
 	timeout -s INT "$seconds" sh -c 'echo start >"$1"' sh $pktgen/pgctrl 2>/dev/null || true
+	for d in $devices; do
+		# A thread that was stopped ends soon after the writer.
+		tries=5
+		until grep -q '^Result: *OK: *[0-9]*(' "$pktgen/$d" || [ $tries -eq 0 ]; do
+			sleep 1
+			tries=$((tries - 1))
+		done
+	done
 	summary
 	[ -z "$interrupted" ] || exit 130
 }

@@ -3,7 +3,8 @@
 set -eu
 # shellcheck source=bench/nic/pktgen/common.sh
 . "$(dirname "$0")/common.sh"
-about='Sends UDP packets of 64 (IPv6: 82), 594 and 1518 bytes, with the checksum, 7:4:1 in random order, to a VIP, of many flows. Linux 5.15 or later.'
+about='Sends UDP packets of 64 (IPv6: 82), 594 and 1518 bytes, with the checksum, 7:4:1 in random order, to a VIP, of many flows.
+Needs Linux 5.15 or later.'
 
 options "$@"
 small=60

@@ -33,7 +33,8 @@ func TestPktgen(t *testing.T) {
 	const mac = "02:00:00:00:00:02"
 
 	t.Run("flood", func(t *testing.T) {
-		seen := p.run("flood.sh", "-i", "eth0", "-m", mac, "-d", "192.0.2.10", "-p", "53", "-n", "2000", "-S", "4", "-s", "198.18.5.254", "-f", "12", "-r", "4000")
+		seen := p.run("flood.sh", "-i", "eth0", "-m", mac, "-d", "192.0.2.10", "-p", "53", "-n", "2000",
+			"-S", "4", "-s", "198.18.5.254", "-f", "12", "-r", "4000")
 		want := []string{"198.18.5.254", "198.18.5.255", "198.18.6.0", "198.18.6.1"}
 		if seen.frames != 2000 || len(seen.flows) != 12 || !slices.Equal(seen.sources(), want) || seen.sizes[60] != 2000 || seen.ports[53] != 2000 {
 			t.Errorf("%+v; expected 2000 frames of 60 bytes, 12 flows, sources %v", seen, want)

@@ -157,7 +157,7 @@ func newRateRig(t *testing.T) *rateRig {
 // whenever the generator's machine is the slower one, and as dear.
 func moderate(t *testing.T, card string) {
 	t.Helper()
-	for file, value := range map[string]string{"napi_defer_hard_irqs": "1000", "gro_flush_timeout": "30000000"} { // ns
+	for file, value := range map[string]string{"napi_defer_hard_irqs": "1000", "gro_flush_timeout": "10000000"} { // ns
 		if err := os.WriteFile("/sys/class/net/"+card+"/"+file, []byte(value), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -198,8 +198,26 @@ func (r *rateRig) round() (costs []float64) {
 
 var sentPackets = regexp.MustCompile(`sent (\d+) packets`)
 
-// measure has the generator send, and returns the instructions that a packet costs.
+// measure has the generator send, and returns the instructions that a packet costs. A packet that is lost costs little, so a measurement
+// with more than a few of those does not count: a host with other work makes them, in the machines' cables.
 func (r *rateRig) measure(system string) float64 {
+	r.t.Helper()
+	for range 3 {
+		cost, sent, back := r.measureOnce()
+		switch {
+		case back > sent:
+			r.t.Fatalf("%s: %d packets sent, but %d came back", system, sent, back)
+		case back >= sent-sent/20:
+			return cost
+		}
+		r.t.Logf("%s: of %d packets %d came back: once more", system, sent, back)
+	}
+	r.t.Fatalf("%s loses packets", system)
+	return 0
+}
+
+// measureOnce returns the instructions that a packet cost, how many were sent and how many came back.
+func (r *rateRig) measureOnce() (cost float64, sent, back uint64) {
 	r.t.Helper()
 	const warmUp, packets = 500, 4000
 	var before, begun, ended, after uint64
@@ -211,26 +229,23 @@ func (r *rateRig) measure(system string) float64 {
 	r.call("Generator.Await", begun+packets, &ended)
 	took := busy()
 	r.call("Generator.Stop", struct{}{}, &output)
+	time.Sleep(300 * time.Millisecond) // what is on its way
+	r.call("Generator.Count", struct{}{}, &after)
 
-	// A packet that is lost costs little, so there may be next to none.
-	sent := sentPackets.FindStringSubmatch(output)
-	if sent == nil {
+	number := sentPackets.FindStringSubmatch(output)
+	if number == nil {
 		r.t.Fatalf("the script does not say what it sent: %s", output)
 	}
-	n, err := strconv.ParseUint(sent[1], 10, 64)
+	sent, err := strconv.ParseUint(number[1], 10, 64)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	r.call("Generator.Await", before+n-n/50, &after)
-	if after > before+n {
-		r.t.Fatalf("%s: %d packets sent, but %d came back", system, n, after-before)
-	}
-	return float64(took) / guest.NanosPerInstruction / float64(ended-begun)
+	return float64(took) / guest.NanosPerInstruction / float64(ended-begun), sent, after - before
 }
 
 // scriptArguments have the generator send to a MAC, at a rate that nothing is lost at.
 func scriptArguments(mac string) []string {
-	return []string{"/pktgen/flood.sh", "-i", "eth0", "-m", mac, "-d", rateVIP.String(), "-r", "2000", "-t", "60"}
+	return []string{"/pktgen/flood.sh", "-i", "eth0", "-m", mac, "-d", rateVIP.String(), "-r", "4000", "-t", "60"}
 }
 
 func (r *rateRig) call(method string, args, reply any) {
@@ -246,12 +261,15 @@ func rateTable(costs [][]float64) report.Table {
 		Name: "guest",
 		Title: "Forwarding on a virtio card in zero-copy mode, in an emulated machine: 64-byte UDP packets of 1,024 flows, made by the " +
 			"kernel's pktgen",
-		Rule: "Each system has the one processor of a machine, with the card's interrupts, which are moderated to 30 ms; another machine " +
+		Rule: "Each system has the one processor of a machine, with the card's interrupts, which are moderated to 10 ms; another machine " +
 			"makes the packets and takes them back.",
 		Metric: "packets with as many instructions", Unit: "times the reflector's", Higher: true,
 		Notes: []string{
 			"Under emulation a rate counts instructions, of kernel and program together: ratios hold as ratios of those. Caches, memory and " +
 				"the card itself cost nothing here, so that no rate of a real machine follows.",
+			"How many packets come at once depends on how much of the host's time each machine gets, and the fewer they are the more each " +
+				"costs a program that polls and sleeps (reflector, sluice), but not IPVS, which runs within the interrupt: on a host with other " +
+				"work the ratios to IPVS vary by half.",
 			"reflector: github.com/asavie/xdp, which swaps MACs. ipvs: Linux IPVS with its scheduler mh; l2 is its direct routing, ipip its " +
 				"tunnelling.",
 		},
