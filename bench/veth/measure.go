@@ -83,45 +83,76 @@ func (before reading) to(after reading) sample {
 	}
 }
 
-// warming bounds how long a system gets to see all flows before it is measured over a window.
-func warming(window time.Duration) time.Duration { return 5 * window }
+// How many packets a second a system is introduced to flows with, or more if that took longer than it may; and for how long that is
+// tried again.
+const (
+	introduced   = 250_000
+	mostOfFlows  = 5 * time.Second
+	mostWarming  = 8 * time.Second
+	enoughOfThem = 0.99
+)
 
-// flood sends as fast as the kernel can, until the system has forwarded two packets for each flow, and then for so long.
-func (r *Rig) flood(ctx context.Context, s Setting, c counter, window time.Duration) (sample, error) {
+// warm sends one packet of each flow, at a pace that systems can take, again and again until nearly all arrive. What systems do
+// about unknown flows when more comes than they can take is not what is measured here: the daemon sheds those of UDP, and needs
+// seconds to stop that.
+func (r *Rig) warm(ctx context.Context, s Setting, c counter) error {
 	t := r.traffic(s)
 	_, t.Stamp = c.(stopwatch)
-	t.Duration = warming(window) + window + 5*time.Second
-	return r.during(ctx, t, c, window, func() error {
-		start, err := c.frames()
-		for deadline := time.Now().Add(warming(window)); err == nil && time.Now().Before(deadline); {
-			if err = pause(ctx, 50*time.Millisecond); err != nil {
-				break
-			}
-			var n uint64
-			if n, err = c.frames(); n-start >= 2*uint64(s.Flows) {
-				break
-			}
+	t.Count, t.Smooth = uint64(s.Flows), true
+	t.Rate = max(introduced, uint64(float64(s.Flows)/mostOfFlows.Seconds()))
+	for deadline := time.Now().Add(mostWarming); ; {
+		before, err := c.frames()
+		if err == nil {
+			err = r.send(ctx, t)
 		}
-		return err
-	})
+		if err == nil {
+			err = pause(ctx, 20*time.Millisecond) // the last ones are under way
+		}
+		if err != nil {
+			return err
+		}
+		after, err := c.frames()
+		if err != nil || float64(after-before) >= enoughOfThem*float64(s.Flows) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
-// during starts a generator, waits as warm does, and takes a sample over a window.
-func (r *Rig) during(ctx context.Context, t bench.Traffic, c counter, window time.Duration, warm func() error) (s sample, err error) {
+// send sends to the end.
+func (r *Rig) send(ctx context.Context, t bench.Traffic) error {
 	g, err := bench.StartGenerator(r.world, eth, t)
 	if err != nil {
-		return s, err
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = g.Stop() })() // Wait tells its error
+	return errors.Join(g.Wait(), ctx.Err())
+}
+
+// settling is how long a flood lasts before what happens counts.
+const settling = 100 * time.Millisecond
+
+// flood sends as fast as the kernel can, and takes a sample over a window.
+func (r *Rig) flood(ctx context.Context, s Setting, c counter, window time.Duration) (got sample, err error) {
+	if err := r.warm(ctx, s, c); err != nil {
+		return got, err
+	}
+	t := r.traffic(s)
+	_, t.Stamp = c.(stopwatch)
+	t.Duration = settling + window + 5*time.Second
+	g, err := bench.StartGenerator(r.world, eth, t)
+	if err != nil {
+		return got, err
 	}
 	defer func() { err = errors.Join(err, g.Stop()) }()
-	if err := warm(); err != nil {
-		return s, err
+	if err := pause(ctx, settling); err != nil {
+		return got, err
 	}
 	before, err := r.read(g, c)
 	if err != nil {
-		return s, err
+		return got, err
 	}
 	if err := pause(ctx, window); err != nil {
-		return s, err
+		return got, err
 	}
 	after, err := r.read(g, c)
 	return before.to(after), err

@@ -200,11 +200,7 @@ func (r *Rig) awaitFirst(ctx context.Context, c counter) error {
 	t := r.traffic(Setting{Flows: 64, Size: smallest})
 	t.Count, t.Stamp = 64, true
 	for deadline := time.Now().Add(10 * time.Second); ; {
-		g, err := bench.StartGenerator(r.world, eth, t)
-		if err != nil {
-			return err
-		}
-		if err := g.Wait(); err != nil {
+		if err := r.send(ctx, t); err != nil {
 			return err
 		}
 		if err := pause(ctx, 50*time.Millisecond); err != nil {

@@ -74,8 +74,7 @@ func (b *board) throughput(ctx context.Context) (t report.Table, err error) {
 		Title: "Packets forwarded on a veth pair in copy mode, of as many as can be sent",
 		Rule:  b.rule(), Metric: "packets forwarded", Unit: "Mpps", Higher: true,
 		Notes: append([]string{
-			fmt.Sprintf("Each system is started for its turn. Before a measurement it has forwarded two packets for each flow, or had %v.",
-				warming(b.options.Duration)),
+			"Each system is started for its turn. Before a measurement it is sent a packet of each flow, at a pace that it can take.",
 			"loss_percent is what did not arrive of what was sent. All systems are sent more than they can take, and lose the rest.",
 			"system_cpu_s_per_M, generator_cpu_s_per_M: seconds for which the second and the first core were busy, with whatever, " +
 				"for each million packets that arrived.",
