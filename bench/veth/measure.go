@@ -88,7 +88,7 @@ func (before reading) to(after reading) sample {
 const (
 	introduced   = 250_000
 	mostOfFlows  = 5 * time.Second
-	mostWarming  = 8 * time.Second
+	mostWarming  = 20 * time.Second
 	enoughOfThem = 0.99
 )
 

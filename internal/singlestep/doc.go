@@ -10,5 +10,5 @@
 // made everything ready, then [Tracee.Count] for each stretch to be counted. From Attach on no other thread of the child runs, so
 // that neither the scheduler nor the collector gets between: it must not wait for anything, and collects no garbage.
 //
-// Like its peers of hardware, [Counter] counts the instructions of the calling thread where the machine can; few virtual machines do.
+// [Counter] is the hardware's own count of what the calling thread executes, for where there is one; few virtual machines have it.
 package singlestep

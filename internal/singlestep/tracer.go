@@ -1,4 +1,4 @@
-//go:build linux
+//go:build linux && amd64
 
 package singlestep
 
@@ -310,7 +310,7 @@ func (t *tracer) count() error {
 // returnAddress reads where a function that is about to begin will return to.
 func (t *tracer) returnAddress(regs *unix.PtraceRegs) (uint64, error) {
 	var word [8]byte
-	if _, err := unix.PtracePeekData(t.tid, uintptr(stackPointer(regs)), word[:]); err != nil {
+	if _, err := unix.PtracePeekData(t.tid, uintptr(regs.Rsp), word[:]); err != nil {
 		return 0, fmt.Errorf("ptrace read of the stack: %w", err)
 	}
 	return binary.LittleEndian.Uint64(word[:]), nil
