@@ -20,7 +20,10 @@ type Scaling struct {
 	All     float64   `json:"all_mpps"`    // of all of them at once, likewise
 	Ratio   float64   `json:"ratio"`       // median over the rounds of All to One of the same round
 	Each    []float64 `json:"round_ratio"` // ascending
-	Missing string    `json:"missing,omitempty"`
+	// Control is what as many bare swaps of MACs at once did over one of them: they share nothing, so what it is short of the number
+	// of workers is the machine's.
+	Control float64 `json:"control_ratio"`
+	Missing string  `json:"missing,omitempty"`
 
 	busy      string
 	ones, all []float64 // Mpps, by round
@@ -31,7 +34,9 @@ type Scaling struct {
 func MeasureScaling(ctx context.Context, flows, workers int, duration time.Duration) (*Scaling, error) {
 	one, all := base(flows), base(flows)
 	all.Workers = workers
-	m, err := Measure(ctx, Options{Cases: []Case{one, all}, Duration: duration})
+	swap, swaps := one, all
+	swap.Mode, swap.Mix, swaps.Mode, swaps.Mix = Swap, none, Swap, none
+	m, err := Measure(ctx, Options{Cases: []Case{one, all, swap, swaps}, Duration: duration})
 	if err != nil {
 		return nil, err
 	}
@@ -46,6 +51,11 @@ func MeasureScaling(ctx context.Context, flows, workers int, duration time.Durat
 	s.One = report.SpreadOf(s.ones).Median
 	if s.Missing == "" {
 		s.All, s.Ratio = report.SpreadOf(s.all).Median, report.SpreadOf(s.Each).Median
+		var control []float64
+		for i, nanos := range m.runs[2].rounds {
+			control = append(control, float64(workers)*nanos/m.runs[3].rounds[i])
+		}
+		s.Control = report.SpreadOf(control).Median
 	}
 	slices.Sort(s.Each)
 	return s, nil
@@ -63,6 +73,10 @@ func (s *Scaling) Table() report.Table {
 		Rule:   "Each worker on a CPU of its own, its generator and sink between the timed bursts, which all begin at the same time.",
 		Metric: "rate", Unit: "Mpps", Higher: true, Rows: []report.Row{one, all},
 		Notes: []string{fmt.Sprintf("It takes %d CPUs that have nothing else to do.", s.Workers)},
+	}
+	if s.Missing == "" {
+		t.Notes = append(t.Notes, fmt.Sprintf("%d bare swaps of MACs at once, which share nothing, did %.2f times what one does: the rest is the machine's.",
+			s.Workers, s.Control))
 	}
 	if s.busy != "" {
 		t.Notes = append(t.Notes, s.busy)
