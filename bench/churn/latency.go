@@ -279,11 +279,10 @@ func (l *latency) during(ctx context.Context, e event, duration time.Duration) (
 	case <-time.After(duration):
 	case <-ctx.Done():
 	}
-	l.port.record.Store(nil)
+	l.rig.Worker.Do(func() { l.port.record.Store(nil) }) // afterwards the worker is done with the histogram
 	out.waited = l.waited() - before
 	stop.Store(true)
 	err = <-failed
-	time.Sleep(settle) // the worker is done with the histogram
 	switch {
 	case err != nil:
 	case ctx.Err() != nil:
