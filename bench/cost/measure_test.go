@@ -4,9 +4,13 @@ package cost
 
 import (
 	"context"
+	"errors"
 	"math"
 	"slices"
 	"testing"
+	"time"
+
+	"github.com/sluice-lb/sluice/bench/report"
 )
 
 // Under the race detector most of a packet's instructions are the detector's, on a stack of its own.
@@ -45,5 +49,30 @@ func TestCount(t *testing.T) {
 	}
 	if !slices.ContainsFunc(hits.Stages, func(s Share) bool { return s.Name == "forwarder.(*Worker).rewrite" }) {
 		t.Errorf("stages %v: want one to be rewrite", hits.Stages)
+	}
+}
+
+// What can be measured without a daemon is, and what cannot is told.
+func TestTables(t *testing.T) {
+	daemon := func(context.Context, int, int, time.Duration) (Usage, error) {
+		return Usage{}, errors.New("needs root")
+	}
+	needs := Needs{Daemon: daemon}
+	cpu, err := cpuTable(context.Background(), report.Smoke, needs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, err := memoryTable(context.Background(), report.Smoke, needs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if idle := cpu.Find("idle"); idle == nil || idle.Missing != "needs root" {
+		t.Errorf("row idle: %+v", idle)
+	}
+	if rest, busy := cpu.Find("worker at rest"), cpu.Find("1M packets/s"); rest.Rounds[0] >= busy.Rounds[0] {
+		t.Errorf("at rest %v %% of a core, with 1M packets/s %v", rest.Rounds, busy.Rounds)
+	}
+	if flow := memory.Find("flow"); flow.Rounds[0] > 16 || flow.Extra["fit_percent"] < 100 {
+		t.Errorf("a flow takes %v bytes, and %v %% of the flows fit", flow.Rounds, flow.Extra["fit_percent"])
 	}
 }
