@@ -76,3 +76,53 @@ check:
 	JG    loop
 	VZEROUPPER
 	RET
+
+// Takes one word of the message, at offset, into the four states.
+#define COMPRESS(offset) \
+	VMOVDQU offset(SI), Y4   \
+	VPXOR   Y4, Y3, Y3       \
+	SIPROUND                 \
+	VPXOR   Y4, Y0, Y0
+
+// func hash6AVX2(state *[4]uint64, words *[5][scratchSize]uint64, hashes *[scratchSize]uint64, n int)
+TEXT ·hash6AVX2(SB), NOSPLIT, $0-32
+	MOVQ state+0(FP), AX
+	MOVQ words+8(FP), SI
+	MOVQ hashes+16(FP), DI
+	MOVQ n+24(FP), CX
+	VPBROADCASTQ 0(AX), Y12
+	VPBROADCASTQ 8(AX), Y13
+	VPBROADCASTQ 16(AX), Y14
+	VPBROADCASTQ 24(AX), Y15
+	VMOVDQU rotate16<>(SB), Y7
+	VPCMPEQQ Y11, Y11, Y11
+	VPSRLQ $56, Y11, Y11 // 0xff, which marks the finalisation
+	JMP  check
+
+loop:
+	VMOVDQA Y12, Y0
+	VMOVDQA Y13, Y1
+	VMOVDQA Y14, Y2
+	VMOVDQA Y15, Y3
+	COMPRESS(0)
+	COMPRESS(512)
+	COMPRESS(1024)
+	COMPRESS(1536)
+	COMPRESS(2048)
+	VPXOR   Y11, Y2, Y2
+	SIPROUND
+	SIPROUND
+	SIPROUND
+	VPXOR   Y1, Y0, Y0
+	VPXOR   Y3, Y2, Y2
+	VPXOR   Y2, Y0, Y0
+	VMOVDQU Y0, (DI)
+	ADDQ    $32, SI
+	ADDQ    $32, DI
+	SUBQ    $4, CX
+
+check:
+	TESTQ CX, CX
+	JG    loop
+	VZEROUPPER
+	RET
