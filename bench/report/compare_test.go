@@ -169,7 +169,7 @@ func TestAimsTakeTheWorst(t *testing.T) {
 	if err == nil {
 		t.Fatal("it passed")
 	}
-	want := "allocations (allocations a packet, on any path): missed: expected ≤ 0 a packet, found 0.500 at ipip/v4/hits/10000000/64/1"
+	want := "allocations (allocations a packet, on any path): missed by 49900 %: expected ≤ 0.001 a packet, found 0.500 at ipip/v4/hits/10000000/64/1"
 	if !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "nft") {
 		t.Errorf("%v, wanted %q, and nothing of veth", err, want)
 	}
