@@ -3,7 +3,6 @@ package bench
 import (
 	"errors"
 	"fmt"
-	"math/bits"
 	"net"
 	"time"
 
@@ -90,14 +89,4 @@ func timeOf(bucket uint32) time.Duration {
 	shift := bucket/parts - 1
 	low := uint64(parts+bucket%parts) << shift
 	return time.Duration(low + 1<<shift>>1)
-}
-
-// bucketOf is what stopwatch.c makes of a time.
-func bucketOf(t time.Duration) uint32 {
-	const parts = 1 << partBits
-	if t < parts {
-		return uint32(t)
-	}
-	shift := bits.Len64(uint64(t)) - 1 - partBits
-	return uint32(shift+1)*parts + uint32(t>>shift)&(parts-1)
 }

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"math/bits"
 	"testing"
 	"time"
 
@@ -103,4 +104,14 @@ func TestStopwatchVerdicts(t *testing.T) {
 			t.Errorf("%s: verdict %d, want %d; %v", name, verdict, c.verdict, err)
 		}
 	}
+}
+
+// bucketOf is what stopwatch.c makes of a time.
+func bucketOf(t time.Duration) uint32 {
+	const parts = 1 << partBits
+	if t < parts {
+		return uint32(t)
+	}
+	shift := bits.Len64(uint64(t)) - 1 - partBits
+	return uint32(shift+1)*parts + uint32(t>>shift)&(parts-1)
 }

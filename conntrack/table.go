@@ -89,7 +89,7 @@ func (t *Table) line(base uint64) *[lineWords]uint64 {
 // matches reports whether w is a word with this fingerprint. An empty word has none.
 func matches(w, fp uint64) bool { return w>>32 == fp && w != 0 }
 
-// Prefetch asks the processor for the home line of each hash, so that the cache misses of a together overlap. Call it in a
+// Prefetch asks the processor for the home line of each hash, so that the cache misses of a batch overlap. Call it in a
 // pass of its own, some way before the look-ups.
 func (t *Table) Prefetch(hashes []uint64) { prefetch.Lines(t.words, t.mask, hashes) }
 

@@ -66,9 +66,9 @@ func (w *Worker) parse(n int, now int64) {
 // classify finds the services of the batch. A packet to the same place as the one before needs no search.
 func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 	var dst packet.Addr
-	var port uint16 // 0: there was none before that has a service
+	var port uint16 // 0: there was none before
 	var proto uint8
-	var service uint32
+	service, reason := uint32(0), packet.None
 	metas, services := w.metas[:n], w.services[:n]
 	for i := range metas {
 		m := &metas[i]
@@ -76,7 +76,7 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 			continue
 		}
 		if m.DstPort == port && m.Dst.Lo == dst.Lo && m.Dst.Hi == dst.Hi && m.Proto == proto && port != 0 {
-			services[i] = service // what has ports is neither Echo nor placed
+			services[i], m.Reason = service, reason // what has ports is neither Echo nor placed
 			continue
 		}
 		if m.Flags&(packet.Echo|placed) != 0 {
@@ -87,12 +87,13 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 			continue
 		}
 		services[i], m.Reason = snap.vips.find(m.Dst, m.Proto, m.DstPort)
-		switch {
-		case m.Reason == packet.None:
-			dst, port, proto, service = m.Dst, m.DstPort, m.Proto, services[i]
-		case m.Reason == packet.NotVIP && len(snap.translations) > 0:
-			w.classifyReply(snap, i)
+		if m.Reason == packet.NotVIP { // a reply, then, which has another destination than the one before
+			if len(snap.translations) > 0 {
+				w.classifyReply(snap, i)
+			}
+			continue
 		}
+		dst, port, proto, service, reason = m.Dst, m.DstPort, m.Proto, services[i], m.Reason
 	}
 }
 
