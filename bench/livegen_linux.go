@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-lb/sluice/internal/affinity"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
@@ -162,14 +163,7 @@ func (g *Generator) pin() error {
 	if len(g.traffic.CPUs) == 0 {
 		return nil
 	}
-	var set unix.CPUSet
-	for _, cpu := range g.traffic.CPUs {
-		set.Set(cpu)
-	}
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("run on the cores %v: %w", g.traffic.CPUs, err)
-	}
-	return nil
+	return affinity.Pin(g.traffic.CPUs...)
 }
 
 func (g *Generator) send(opts *ebpf.RunOptions) error {

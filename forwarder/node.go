@@ -23,6 +23,7 @@ import (
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
+	"github.com/sluice-lb/sluice/internal/affinity"
 	"github.com/sluice-lb/sluice/internal/shm"
 )
 
@@ -230,15 +231,12 @@ func (n *Node) makeLanes() error {
 
 // allowedCPUs returns the cores that workers may be pinned to.
 func allowedCPUs(wanted []int) ([]int, error) {
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return nil, fmt.Errorf("sched_getaffinity: %w", err)
+	cpus, err := affinity.Allowed()
+	if err != nil {
+		return nil, err
 	}
-	var cpus []int
-	for i := range len(set) * 64 {
-		if set.IsSet(i) && (len(wanted) == 0 || slices.Contains(wanted, i)) {
-			cpus = append(cpus, i)
-		}
+	if len(wanted) > 0 {
+		cpus = slices.DeleteFunc(cpus, func(cpu int) bool { return !slices.Contains(wanted, cpu) })
 	}
 	if len(cpus) == 0 || len(wanted) > len(cpus) {
 		return nil, fmt.Errorf("cpus %v: not all of them may be used by this process; see taskset -p %d", wanted, os.Getpid())
@@ -299,9 +297,7 @@ func (n *Node) Run(ctx context.Context) error {
 // runLane is the goroutine of one worker: its thread is its own, on its own core.
 func (n *Node) runLane(l *lane) error {
 	runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its affinity with it
-	var set unix.CPUSet
-	set.Set(l.cpu)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
+	if err := affinity.Pin(l.cpu); err != nil {
 		n.log.Warn("worker is not pinned", "worker", l.worker.id, "cpu", l.cpu, "error", err)
 	} else {
 		l.worker.cpu.Store(int64(l.cpu))

@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-lb/sluice/bench"
 	"github.com/sluice-lb/sluice/bench/report"
 	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/internal/affinity"
 )
 
 const (
@@ -244,14 +245,8 @@ func (w *way) traffic(flows uint64, t bench.Traffic) bench.Traffic {
 // threads there, and the worker's would be next to nothing. It returns all CPUs that the process may use, and what undoes it.
 func confine() (cpus []int, restore func() error, err error) {
 	const first = -20
-	var all, second unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &all); err != nil {
-		return nil, nil, fmt.Errorf("sched_getaffinity: %w", err)
-	}
-	for i := range len(all) * 64 {
-		if all.IsSet(i) {
-			cpus = append(cpus, i)
-		}
+	if cpus, err = affinity.Allowed(); err != nil {
+		return nil, nil, err
 	}
 	if len(cpus) < 2 {
 		return cpus, func() error { return nil }, nil
@@ -261,30 +256,18 @@ func confine() (cpus []int, restore func() error, err error) {
 		return nil, nil, fmt.Errorf("getpriority: %w", err)
 	}
 	nice := 20 - raw // as the system call has it: getpriority(2)
-	second.Set(cpus[1])
-	return cpus, func() error { return setThreads(&all, nice) }, setThreads(&second, first)
+	return cpus, func() error { return setThreads(nice, cpus...) }, setThreads(first, cpus[1])
 }
 
-// setThreads sets the CPUs and the nice value of all threads. One that starts meanwhile has what its parent had, and is found in
-// the second turn.
-func setThreads(set *unix.CPUSet, nice int) error {
-	for range 2 {
-		tasks, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			return err
-		}
-		for _, task := range tasks {
-			tid, err := strconv.Atoi(task.Name())
-			if err != nil {
-				return err
-			}
-			if err := unix.SchedSetaffinity(tid, set); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("sched_setaffinity of thread %d: %w", tid, err)
-			}
-			if err := unix.Setpriority(unix.PRIO_PROCESS, tid, nice); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("setpriority of thread %d: %w", tid, err)
-			}
-		}
+// setThreads sets the CPUs and the nice value of all threads.
+func setThreads(nice int, cpus ...int) error {
+	if err := affinity.PinAll(cpus...); err != nil {
+		return err
 	}
-	return nil
+	return affinity.Threads(func(tid int) error {
+		if err := unix.Setpriority(unix.PRIO_PROCESS, tid, nice); err != nil {
+			return fmt.Errorf("setpriority of thread %d: %w", tid, err)
+		}
+		return nil
+	})
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
+	"github.com/sluice-lb/sluice/internal/affinity"
 	"github.com/sluice-lb/sluice/internal/shm"
 	"github.com/sluice-lb/sluice/maglev"
 )
@@ -100,7 +101,7 @@ func startLane(r *rings, flows, cpu int) (_ *lane, err error) {
 	w := l.engine.NewWorker(r.io)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its affinity with it
-		if err := pin(cpu); err != nil {
+		if err := affinity.Pin(cpu); err != nil {
 			l.ended <- err
 			return
 		}
@@ -128,16 +129,6 @@ func (l *lane) times() (ran, user time.Duration, err error) {
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+behindName:]))
 	n, err := strconv.ParseInt(fields[utime], 10, 64)
 	return ran, time.Duration(n) * time.Second / ticks, err
-}
-
-// pin binds the calling thread to a CPU.
-func pin(cpu int) error {
-	var set unix.CPUSet
-	set.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("pin a thread to CPU %d: %w", cpu, err)
-	}
-	return nil
 }
 
 // apply has the lane forward in a mode to backends that are all the neighbour with this MAC.

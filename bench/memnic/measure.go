@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"slices"
 	"time"
+
+	"github.com/sluice-lb/sluice/internal/affinity"
 )
 
 // DefaultFrames is Options.Frames if it is zero: what the receive ring of a NIC's queue has by default, between 512 (ixgbe, i40e)
@@ -55,7 +57,7 @@ func Measure(ctx context.Context, o Options) (*Measurement, error) {
 	if len(o.Cases) == 0 {
 		return nil, fmt.Errorf("nothing to measure: no combination of what was named has a meaning (replies are those of nat)")
 	}
-	cpus, err := allowedCPUs()
+	cpus, err := affinity.Allowed()
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"golang.org/x/sys/unix"
+	"github.com/sluice-lb/sluice/internal/affinity"
 )
 
 // onThread runs f on a thread of its own, bound to the first CPU that the process may use, and waits for it. The processors that
@@ -21,37 +21,13 @@ func onThread(cpus []int, workers int, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its affinity with it
-		if err := pin(cpus[0]); err != nil {
+		if err := affinity.Pin(cpus[0]); err != nil {
 			done <- err
 			return
 		}
 		done <- f()
 	}()
 	return <-done
-}
-
-// pin binds the calling thread to a CPU.
-func pin(cpu int) error {
-	var set unix.CPUSet
-	set.Set(cpu)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return fmt.Errorf("pin a thread to CPU %d: %w", cpu, err)
-	}
-	return nil
-}
-
-// allowedCPUs returns the CPUs that the process may use.
-func allowedCPUs() (cpus []int, err error) {
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return nil, fmt.Errorf("sched_getaffinity: %w", err)
-	}
-	for i := range len(set) * 64 {
-		if set.IsSet(i) {
-			cpus = append(cpus, i)
-		}
-	}
-	return cpus, nil
 }
 
 // crew is the threads of further workers, each bound to a CPU of its own. What one is asked to do it does beside the others and
@@ -67,7 +43,7 @@ func newCrew(cpus []int) (*crew, error) {
 		asked, ready := make(chan func()), make(chan error)
 		go func() {
 			runtime.LockOSThread() // never unlocked
-			ready <- pin(cpu)
+			ready <- affinity.Pin(cpu)
 			for f := range asked {
 				f()
 			}

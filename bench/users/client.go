@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-lb/sluice/internal/affinity"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
@@ -74,17 +75,16 @@ func (c *client) run(ctx context.Context, rate float64, d time.Duration) (took [
 
 // ownCore moves the calling thread, which is locked, to a core with exact timers, until restore is called.
 func ownCore(core int) (restore func(), err error) {
-	var before, set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		return nil, fmt.Errorf("read the thread's cores: %w", err)
+	before, err := affinity.Allowed()
+	if err != nil {
+		return nil, err
 	}
-	set.Set(core)
-	if err := unix.SchedSetaffinity(0, &set); err != nil {
-		return nil, fmt.Errorf("move the thread to CPU %d: %w", core, err)
+	if err := affinity.Pin(core); err != nil {
+		return nil, err
 	}
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	return func() {
-		_ = unix.SchedSetaffinity(0, &before)
+		_ = affinity.Pin(before...)
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) // 0: the default
 	}, nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-lb/sluice/internal/affinity"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
@@ -86,18 +87,14 @@ func newRig(env *testenv.Env, dir, programs string) (*rig, error) {
 
 // cores returns the first two that this process may use.
 func cores() (user, system int, err error) {
-	var set unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &set); err != nil {
-		return 0, 0, fmt.Errorf("read which cores may be used: %w", err)
+	cpus, err := affinity.Allowed()
+	if err != nil {
+		return 0, 0, err
 	}
-	if set.Count() < 2 {
-		return 0, 0, fmt.Errorf("cores that may be used: found %d, expected 2: for clients and backends, and for the system", set.Count())
+	if len(cpus) < 2 {
+		return 0, 0, fmt.Errorf("cores that may be used: found %d, expected 2: for clients and backends, and for the system", len(cpus))
 	}
-	for user = 0; !set.IsSet(user); user++ {
-	}
-	for system = user + 1; !set.IsSet(system); system++ {
-	}
-	return user, system, nil
+	return cpus[0], cpus[1], nil
 }
 
 // hosts are all machines but the router.

@@ -13,9 +13,8 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/sluice-lb/sluice/bench"
+	"github.com/sluice-lb/sluice/internal/affinity"
 	"github.com/sluice-lb/sluice/testenv"
 )
 
@@ -77,20 +76,14 @@ func newRig(o Options, flows int) (r *Rig, err error) {
 
 // chooseCores takes the first two that this process may use.
 func chooseCores() (c cores, err error) {
-	var allowed unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
+	cpus, err := affinity.Allowed()
+	if err != nil {
 		return c, err
 	}
-	if allowed.Count() < 2 {
+	if len(cpus) < 2 {
 		return c, errors.New("this process may use one core only: the generator needs one, and the system another; see taskset -p")
 	}
-	for !allowed.IsSet(c.generator) {
-		c.generator++
-	}
-	for c.system = c.generator + 1; !allowed.IsSet(c.system); {
-		c.system++
-	}
-	return c, nil
+	return cores{generator: cpus[0], system: cpus[1]}, nil
 }
 
 func (r *Rig) connect() (err error) {
