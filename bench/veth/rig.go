@@ -53,13 +53,20 @@ type Rig struct {
 // cores of the rule: see the package.
 type cores struct{ generator, system int }
 
+// first is the nice value of the generator, which sets it itself, and of the systems.
+//
+// The two must have the same: where sessions share out the CPUs, one gets of each core what its threads there weigh of all its threads.
+// Beside a generator with the highest weight on the first core, a system with the usual one would get a hundredth of the second core as
+// soon as anybody else wants it.
+const first = -20
+
 // newRig makes the network.
 func newRig(o Options, flows int) (r *Rig, err error) {
 	r = &Rig{program: o.Program, flows: flows}
 	if r.cores, err = chooseCores(); err != nil {
 		return nil, err
 	}
-	if r.undo, err = goFirst(); err != nil {
+	if r.undo, err = affinity.NiceSession(first); err != nil {
 		return nil, err
 	}
 	if r.dir, err = os.MkdirTemp("", "sluice-veth-"); err != nil {

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/bench"
+	"github.com/sluice-lb/sluice/internal/affinity"
 	"github.com/sluice-lb/sluice/internal/control"
 	"github.com/sluice-lb/sluice/testenv"
 )
@@ -58,11 +59,10 @@ type cores struct {
 }
 
 // Who measures goes first on a machine that others work on: nice values of the worker's thread, and of the session as a whole
-// (autogroups in sched(7)), without which the other means little.
+// (affinity.NiceSession), without which the other means little.
 const (
 	niceWorker  = -20
 	niceSession = -10
-	autogroup   = "/proc/self/autogroup"
 )
 
 // shareCores keeps the test on all cores but the first until its end.
@@ -89,15 +89,15 @@ func shareCores(t *testing.T) *cores {
 	if err := c.bind(os.Getpid(), &c.others); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := os.Stat(autogroup); err == nil {
-		setNice := func(nice int) {
-			if err := os.WriteFile(autogroup, []byte(strconv.Itoa(nice)), 0); err != nil {
-				t.Errorf("set the priority of the session: %v", err)
-			}
-		}
-		setNice(niceSession)
-		t.Cleanup(func() { setNice(0) })
+	undo, err := affinity.NiceSession(niceSession)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := undo(); err != nil {
+			t.Error(err)
+		}
+	})
 	procs := runtime.GOMAXPROCS(16) // so that a generator never waits until a client has done its part
 	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
 	return c

@@ -1,4 +1,4 @@
-// Package affinity says which CPUs threads run on: sched_setaffinity(2). CPUs are numbered as in /proc/cpuinfo. Any goroutine may call
+// Package affinity says which CPUs threads run on, sched_setaffinity(2), and before whom. CPUs are numbered as in /proc/cpuinfo. Any goroutine may call
 // it; what concerns the calling thread is for one that is locked to it (runtime.LockOSThread).
 package affinity
 
