@@ -128,7 +128,8 @@ func NewClock() (func() int64, error) {
 
 // StartNode loads and attaches everything. On an error nothing stays behind. Packets to VIPs go to the kernel's stack
 // until Apply names the VIPs and Run runs the workers. It raises GOMAXPROCS to the number of workers + 2 if it is less: a
-// worker never yields, and the collector and everything else need processors of their own.
+// worker never yields, and the collector and everything else need processors of their own. It keeps all threads of the process
+// off the workers' cores, if there are others.
 func StartNode(c NodeConfig) (_ *Node, err error) {
 	if len(c.Interfaces) == 0 || len(c.Interfaces) > MaxInterfaces {
 		return nil, fmt.Errorf("%d interfaces: a node needs 1 to %d", len(c.Interfaces), MaxInterfaces)
@@ -226,7 +227,21 @@ func (n *Node) makeLanes() error {
 		n.lanes = append(n.lanes, &lane{umem: umem, cpu: cpus[i]})
 		n.lanes[i].worker = n.NewWorker(workerIO(umem))
 	}
-	return nil
+	return keepOff(n.cpus())
+}
+
+// keepOff has the threads of the process run on other cores than the workers', if it may use any: a worker waits for who is on its
+// core, some milliseconds at a time.
+func keepOff(workers []int) error {
+	cpus, err := affinity.Allowed()
+	if err != nil {
+		return err
+	}
+	cpus = slices.DeleteFunc(cpus, func(cpu int) bool { return slices.Contains(workers, cpu) })
+	if len(cpus) == 0 {
+		return nil
+	}
+	return affinity.PinAll(cpus...)
 }
 
 // allowedCPUs returns the cores that workers may be pinned to.
@@ -267,7 +282,7 @@ func (n *Node) Run(ctx context.Context) error {
 		})
 	}
 	n.mu.Unlock()
-	helpers.Go(func() { n.Sweep(ctx) })
+	helpers.Go(func() { affinity.Background(func() { n.Sweep(ctx) }) })
 	helpers.Go(func() { n.followLinks(ctx) })
 	helpers.Go(func() { n.followClients(ctx) })
 	helpers.Go(func() { n.followFloods(ctx) })

@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-lb/sluice/bench/rig"
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
+	"github.com/sluice-lb/sluice/internal/affinity"
 )
 
 const (
@@ -44,7 +45,7 @@ func latencyTable(ctx context.Context, o *Options) (report.Table, error) {
 		Name:  "churn-latency",
 		Title: "Time of a packet in the worker, from its arrival in the RX ring to the TX ring, while something happens beside it",
 		Rule: fmt.Sprintf("The worker has a core to itself and does not sleep; all other threads of the process, the feeder's and what happens included, share the "+
-			"other cores. %d packets a second, one clock reading for each burst and each batch. %d services of %d backends. rebuild: a weight changes, again "+
+			"other cores, and what happens is in the background there (nice 10), as in the daemon. %d packets a second, one clock reading for each burst and each batch. %d services of %d backends. rebuild: a weight changes, again "+
 			"and again, and with it a lookup table; reload: the whole configuration is read and applied; sweep: the flow table is swept without a pause; "+
 			"gc: garbage is made and collected, likewise.", feedRate, latencyServices, o.Backends),
 		Metric: "p99.99 of the time in the worker", Unit: "µs",
@@ -264,11 +265,13 @@ func (l *latency) during(ctx context.Context, e event, duration time.Duration) (
 	failed := make(chan error, 1)
 	go func() {
 		var err error
-		for e.once != nil && err == nil && !stop.Load() {
-			if err = e.once(); err == nil {
-				out.happened++
+		affinity.Background(func() { // as the daemon does
+			for e.once != nil && err == nil && !stop.Load() {
+				if err = e.once(); err == nil {
+					out.happened++
+				}
 			}
-		}
+		})
 		failed <- err
 	}()
 	time.Sleep(settle)

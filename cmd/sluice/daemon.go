@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/internal/affinity"
 	"github.com/sluice-lb/sluice/internal/config"
 	"github.com/sluice-lb/sluice/internal/control"
 )
@@ -61,7 +62,9 @@ func (d *daemon) apply(cfg *config.Config, warnings []config.Problem) error {
 func (d *daemon) Reload(context.Context) (control.ReloadResult, error) {
 	d.reloading.Lock()
 	defer d.reloading.Unlock()
-	result, err := d.reload()
+	var result control.ReloadResult
+	var err error
+	affinity.Background(func() { result, err = d.reload() })
 	if err == nil {
 		d.log.Info("configuration reloaded", "generation", result.Generation, "hash", result.Hash, "changed", result.Changed)
 		for _, t := range result.Tables {

@@ -42,7 +42,7 @@ var schemaToCheck = []field{
 	{"interfaces[].vlan", "vlan", "", false, "VIP traffic arrives, and leaves, with this 802.1Q tag; a route through a VLAN device gives what leaves that device's tag. Without it, VIP traffic has none, or a mere priority tag. What comes otherwise is the kernel's."},
 
 	{"workers", "workers", "0", false, "How many workers forward packets, each on a core of its own. 0 takes as many as the allowed cores and the smallest queue count permit."},
-	{"cpus", "cpus", "", false, "The cores that workers are pinned to, as in `1-3,5`. Without it, any core that the process may use."},
+	{"cpus", "cpus", "", false, "The cores that workers are pinned to, as in `1-3,5`. Without it, any core that the process may use. Everything else of the daemon keeps off the workers' cores, if it may use others."},
 	{"busy_poll", "bool", "false", false, "Let the workers poll the driver instead of waiting for interrupts: lower latency for a core that is always busy."},
 	{"flows", "amount", "4M", false, "How many flows the flow table is meant for, at 16 bytes each (1k to 1000M; k and M mean thousand and million). A change takes effect at the next start."},
 
