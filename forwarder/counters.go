@@ -291,10 +291,14 @@ func (e *Engine) sumSignals(slot uint32) (sum signalCounts) {
 	return sum
 }
 
-// sumSlot adds up what all workers counted for a slot since the process began, whatever it stood for. e.mu is held.
+// sumSlot adds up what all workers and the fast path counted for a slot since the process began, whatever it stood for. e.mu is held.
 func (e *Engine) sumSlot(slot uint32) (sum slotCounts) {
 	for _, w := range e.workers {
 		sum.add(w.count.readSlot(slot))
+	}
+	if e.fast != nil {
+		packets, bytes := e.fast.SlotCount(int(slot))
+		sum.add(slotCounts{packets: packets, bytes: bytes})
 	}
 	return sum
 }

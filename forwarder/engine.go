@@ -51,6 +51,10 @@ type EngineConfig struct {
 	Wall                    func() int64 // time of day, seconds; nil: the machine's
 	// Swept is told the time (Clock) after each full sweep; nil: nobody wants to know.
 	Swept func(now int64)
+	// Fast forwards packets before they get to a worker; nil: there is no such thing. Admit is the memory of the admit words that it
+	// reads, conntrack.MaxSlots of them; nil: the engine's own.
+	Fast  FastPath
+	Admit []atomic.Uint32
 }
 
 // Engine is the part of a node that all workers share: flow table, admit words, snapshot, counters. All methods may be
@@ -91,6 +95,9 @@ type Engine struct {
 	acl        []steer.Entry
 	recorded   uint64 // Directory.Generation of the last one
 
+	fast       FastPath
+	fastFailed error // why the last snapshot could not be published to it; nil: it was
+
 	unreachable unreachables
 	// signalReaders are those in use: what one takes, the others are to have too.
 	signalReaders []*SignalReader
@@ -130,7 +137,8 @@ func NewEngine(c EngineConfig) (*Engine, error) {
 		clock: c.Clock,
 		table: table,
 		words: len(c.Words),
-		live:  maglev.Slots{Admit: make([]atomic.Uint32, conntrack.MaxSlots), Flows: make([]atomic.Int32, conntrack.MaxSlots)},
+		live:  maglev.Slots{Admit: c.Admit, Flows: make([]atomic.Int32, conntrack.MaxSlots)},
+		fast:  c.Fast,
 
 		record: c.Record, onSwept: c.Swept,
 
@@ -144,6 +152,9 @@ func NewEngine(c EngineConfig) (*Engine, error) {
 		services: map[string]*serviceState{},
 		slots:    slotTable{byKey: map[slotKey]uint32{}},
 		hops:     map[netip.Addr]Hop{},
+	}
+	if e.live.Admit == nil {
+		e.live.Admit = make([]atomic.Uint32, conntrack.MaxSlots)
 	}
 	if e.defences, err = newDefences(&c); err != nil {
 		return nil, err

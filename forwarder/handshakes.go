@@ -86,6 +86,7 @@ func (w *Worker) sendSYN(snap *Snapshot, i uint8, now int64, word bool) {
 	}
 	if word {
 		w.handshakes.hitsUntil = now + int64(handshakeTime)
+		w.engine.unsettle(now)
 	}
 	place := w.handshakes.place(hash)
 	waits := waits(*place, now)

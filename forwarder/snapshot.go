@@ -142,6 +142,7 @@ func (e *Engine) rebuild() {
 		}
 	}
 	e.snapshot.Store(snap)
+	e.publishFast(snap, specs)
 }
 
 // setMSS finds out what a cookie may tell clients: what the way to the backend leaves that has least room.

@@ -19,8 +19,8 @@ type Stats struct {
 	Shed []ShedStats `json:"shed,omitempty"`
 }
 
-// SteerStats is what the XDP programs counted on all interfaces: ToVIPs + Replies = Redirected + NoSocket + Loops + Denied +
-// Banned + Shed.
+// SteerStats is what the XDP programs counted on all interfaces: ToVIPs + Replies = Redirected + Forwarded + NoExit + NoSocket +
+// Loops + Denied + Banned + Shed.
 type SteerStats struct {
 	ToVIPs     uint64 `json:"to_vips"`    // packets whose destination is a VIP, or that of the packet inside
 	Replies    uint64 `json:"replies"`    // packets from NAT backends, and ICMP errors about packets to these
@@ -30,6 +30,8 @@ type SteerStats struct {
 	Denied     uint64 `json:"denied"`     // dropped because their source is denied
 	Banned     uint64 `json:"banned"`     // dropped because their source was far over its limit
 	Shed       uint64 `json:"shed"`       // dropped because the workers cannot take all, and their source has proved nothing
+	Forwarded  uint64 `json:"forwarded"`  // sent to their backends by the fast path
+	NoExit     uint64 `json:"no_exit"`    // dropped there, because the interface that they were to leave by is gone
 }
 
 // WorkerStats is one worker's books. At rest Received = Forwarded + Answered + Held + Σ Dropped, and the frames that its

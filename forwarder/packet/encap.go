@@ -89,6 +89,24 @@ func (e *Encap) sumAddrs() {
 	e.sum = ^checksum(sum)
 }
 
+// Header is what Apply goes by, for who does the same elsewhere: the XDP program.
+type Header struct {
+	MACs       [12]byte // destination and source
+	Port       uint16   // UDP destination port of GUE; 0: no GUE
+	Overhead   uint8    // bytes of the outer headers after Ethernet
+	SourceBits uint8    // how many low bits of the outer source are the flow's
+	Addrs      [32]byte // source and destination of the outer IP header, 8 bytes or 32
+	Sum        uint16   // of an outer IPv4 header: its big-endian words without what the packet adds, summed up and folded
+}
+
+// Header returns what Apply goes by. It reports false if there is more to it: NAT, and the UDP checksum of GUE.
+func (e *Encap) Header() (h Header, ok bool) {
+	if e.options&(checksummed|translated) != 0 {
+		return h, false
+	}
+	return Header{MACs: e.macs, Port: e.port, Overhead: e.overhead, SourceBits: e.options, Addrs: e.addrs, Sum: e.sum}, true
+}
+
 // Overhead returns by how many bytes Apply lengthens an IP packet: 0 with L2 and NAT, 20 or 40 with IPIP, 28 or 48 with GUE.
 func (e *Encap) Overhead() int { return int(e.overhead) }
 

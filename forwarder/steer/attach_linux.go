@@ -35,6 +35,8 @@ type Link struct {
 type AttachOptions struct {
 	Queues int    // receive queues, each of which can have a socket (see [Queues])
 	VLAN   uint16 // 802.1Q tag of the frames to look at, 1 to 4094; 0: those with none, or with a priority only (id 0)
+	Fast   bool   // forward packets of known flows that arrive here (see [Steer.ShareFlows])
+	Number int    // of this interface among those of the node (see [Steer.SetExit])
 	Frags  bool   // take frames of several buffers, as drivers make them of large MTUs (Linux 5.18)
 }
 
@@ -84,7 +86,9 @@ func (s *Steer) Attach(ifindex int, name string, o AttachOptions, log *slog.Logg
 func (s *Steer) load(objects *steerObjects, o AttachOptions) error {
 	spec := s.spec.Copy()
 	spec.Maps[steerMapXsks].MaxEntries = uint32(o.Queues)
-	if err := spec.Variables[steerVarVlan].Set(o.VLAN); err != nil {
+	v := spec.Variables
+	err := errors.Join(v[steerVarVlan].Set(o.VLAN), v[steerVarFastOn].Set(flag(o.Fast)), v[steerVarOwnExit].Set(uint32(o.Number)))
+	if err != nil {
 		return err
 	}
 	if o.Frags {

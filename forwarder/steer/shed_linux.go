@@ -47,14 +47,10 @@ func (s *Steer) ShareProved(lines *ebpf.Map, key [4]uint64, mask uint32) error {
 	if err != nil {
 		return fmt.Errorf("share the set of proved sources: %w", err)
 	}
-	shared, err := lines.Clone()
-	if err != nil {
+	if err := s.replace(steerMapProved, lines); err != nil {
 		return fmt.Errorf("share the set of proved sources: %w", err)
 	}
-	s.spec.Maps[steerMapProved].MaxEntries = shared.MaxEntries()
-	err = s.maps[steerMapProved].Close()
-	s.maps[steerMapProved] = shared
-	return err
+	return nil
 }
 
 // SetShed makes exactly this what is dropped; none ends it. Only the difference is written. No port may be in two of the same

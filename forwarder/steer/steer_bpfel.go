@@ -32,6 +32,16 @@ type steerAddress struct {
 	Word [4]uint32
 }
 
+type steerAdmitLine struct {
+	_    structs.HostLayout
+	Word [16]uint32
+}
+
+type steerCountLine struct {
+	_    structs.HostLayout
+	Slot [4]steerSlotCount
+}
+
 type steerCounters struct {
 	_          structs.HostLayout
 	ToVips     uint64
@@ -42,6 +52,8 @@ type steerCounters struct {
 	Denied     uint64
 	Banned     uint64
 	Shed       uint64
+	Forwarded  uint64
+	NoExit     uint64
 }
 
 type steerDestination struct {
@@ -51,6 +63,30 @@ type steerDestination struct {
 	Proto uint8
 	Zero  uint8
 	Port  uint16
+}
+
+type steerFastState struct {
+	_              structs.HostLayout
+	Generation     uint64
+	UnsettledUntil uint64
+	Zero           [6]uint64
+}
+
+type steerFlowKey struct {
+	_  structs.HostLayout
+	K0 uint64
+	K1 uint64
+}
+
+type steerFlowLine struct {
+	_    structs.HostLayout
+	Word [8]uint64
+}
+
+type steerPortRange struct {
+	_     structs.HostLayout
+	First uint16
+	Last  uint16
 }
 
 type steerPrefix struct {
@@ -92,6 +128,16 @@ type steerReplySource struct {
 	Gaps  uint32
 }
 
+type steerService struct {
+	_      structs.HostLayout
+	Vip    steerAddress
+	Proto  uint8
+	Ranges uint8
+	Flags  uint8
+	Zero   [5]uint8
+	Ports  [10]steerPortRange
+}
+
 type steerShedCount struct {
 	_       structs.HostLayout
 	Packets [4]uint64
@@ -101,6 +147,27 @@ type steerShedValue struct {
 	_     structs.HostLayout
 	Share [4]uint16
 	Place uint32
+}
+
+type steerSlotCount struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+}
+
+type steerTarget struct {
+	_          structs.HostLayout
+	Macs       [12]uint8
+	GuePort    uint16
+	Overhead   uint8
+	SourceBits uint8
+	Addrs      [8]uint32
+	Life       [4]uint16
+	Service    uint16
+	MaxLen     uint16
+	Sum        uint16
+	Exit       uint8
+	Zero       uint8
 }
 
 type steerWatched struct {
@@ -125,19 +192,32 @@ type steerWatched struct {
 const (
 	steerMapAcl             = "acl"
 	steerMapAclDestinations = "acl_destinations"
+	steerMapAdmits          = "admits"
 	steerMapBans            = "bans"
+	steerMapExits           = "exits"
+	steerMapFastpath        = "fastpath"
+	steerMapFlows           = "flows"
 	steerMapOwn             = "own"
 	steerMapProved          = "proved"
 	steerMapReplyBlocks     = "reply_blocks"
 	steerMapReplyDatagrams  = "reply_datagrams"
 	steerMapReplySources    = "reply_sources"
+	steerMapServices        = "services"
 	steerMapShed            = "shed"
 	steerMapShedCounts      = "shed_counts"
+	steerMapSlotCounts      = "slot_counts"
 	steerMapStats           = "stats"
+	steerMapTargets         = "targets"
 	steerMapVips            = "vips"
 	steerMapXsks            = "xsks"
 	steerProgSluiceSteer    = "sluice_steer"
 	steerVarAclGeneration   = "acl_generation"
+	steerVarFastOn          = "fast_on"
+	steerVarFastServices    = "fast_services"
+	steerVarFastSlots       = "fast_slots"
+	steerVarFlowKey         = "flow_key"
+	steerVarFlowMask        = "flow_mask"
+	steerVarOwnExit         = "own_exit"
 	steerVarOwnMac          = "own_mac"
 	steerVarProvedKey       = "proved_key"
 	steerVarProvedMask      = "proved_mask"
@@ -196,15 +276,22 @@ type steerProgramSpecs struct {
 type steerMapSpecs struct {
 	Acl             *ebpf.MapSpec `ebpf:"acl"`
 	AclDestinations *ebpf.MapSpec `ebpf:"acl_destinations"`
+	Admits          *ebpf.MapSpec `ebpf:"admits"`
 	Bans            *ebpf.MapSpec `ebpf:"bans"`
+	Exits           *ebpf.MapSpec `ebpf:"exits"`
+	Fastpath        *ebpf.MapSpec `ebpf:"fastpath"`
+	Flows           *ebpf.MapSpec `ebpf:"flows"`
 	Own             *ebpf.MapSpec `ebpf:"own"`
 	Proved          *ebpf.MapSpec `ebpf:"proved"`
 	ReplyBlocks     *ebpf.MapSpec `ebpf:"reply_blocks"`
 	ReplyDatagrams  *ebpf.MapSpec `ebpf:"reply_datagrams"`
 	ReplySources    *ebpf.MapSpec `ebpf:"reply_sources"`
+	Services        *ebpf.MapSpec `ebpf:"services"`
 	Shed            *ebpf.MapSpec `ebpf:"shed"`
 	ShedCounts      *ebpf.MapSpec `ebpf:"shed_counts"`
+	SlotCounts      *ebpf.MapSpec `ebpf:"slot_counts"`
 	Stats           *ebpf.MapSpec `ebpf:"stats"`
+	Targets         *ebpf.MapSpec `ebpf:"targets"`
 	Vips            *ebpf.MapSpec `ebpf:"vips"`
 	Xsks            *ebpf.MapSpec `ebpf:"xsks"`
 }
@@ -214,6 +301,12 @@ type steerMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type steerVariableSpecs struct {
 	AclGeneration *ebpf.VariableSpec `ebpf:"acl_generation"`
+	FastOn        *ebpf.VariableSpec `ebpf:"fast_on"`
+	FastServices  *ebpf.VariableSpec `ebpf:"fast_services"`
+	FastSlots     *ebpf.VariableSpec `ebpf:"fast_slots"`
+	FlowKey       *ebpf.VariableSpec `ebpf:"flow_key"`
+	FlowMask      *ebpf.VariableSpec `ebpf:"flow_mask"`
+	OwnExit       *ebpf.VariableSpec `ebpf:"own_exit"`
 	OwnMac        *ebpf.VariableSpec `ebpf:"own_mac"`
 	ProvedKey     *ebpf.VariableSpec `ebpf:"proved_key"`
 	ProvedMask    *ebpf.VariableSpec `ebpf:"proved_mask"`
@@ -243,15 +336,22 @@ func (o *steerObjects) Close() error {
 type steerMaps struct {
 	Acl             *ebpf.Map `ebpf:"acl"`
 	AclDestinations *ebpf.Map `ebpf:"acl_destinations"`
+	Admits          *ebpf.Map `ebpf:"admits"`
 	Bans            *ebpf.Map `ebpf:"bans"`
+	Exits           *ebpf.Map `ebpf:"exits"`
+	Fastpath        *ebpf.Map `ebpf:"fastpath"`
+	Flows           *ebpf.Map `ebpf:"flows"`
 	Own             *ebpf.Map `ebpf:"own"`
 	Proved          *ebpf.Map `ebpf:"proved"`
 	ReplyBlocks     *ebpf.Map `ebpf:"reply_blocks"`
 	ReplyDatagrams  *ebpf.Map `ebpf:"reply_datagrams"`
 	ReplySources    *ebpf.Map `ebpf:"reply_sources"`
+	Services        *ebpf.Map `ebpf:"services"`
 	Shed            *ebpf.Map `ebpf:"shed"`
 	ShedCounts      *ebpf.Map `ebpf:"shed_counts"`
+	SlotCounts      *ebpf.Map `ebpf:"slot_counts"`
 	Stats           *ebpf.Map `ebpf:"stats"`
+	Targets         *ebpf.Map `ebpf:"targets"`
 	Vips            *ebpf.Map `ebpf:"vips"`
 	Xsks            *ebpf.Map `ebpf:"xsks"`
 }
@@ -260,15 +360,22 @@ func (m *steerMaps) Close() error {
 	return _SteerClose(
 		m.Acl,
 		m.AclDestinations,
+		m.Admits,
 		m.Bans,
+		m.Exits,
+		m.Fastpath,
+		m.Flows,
 		m.Own,
 		m.Proved,
 		m.ReplyBlocks,
 		m.ReplyDatagrams,
 		m.ReplySources,
+		m.Services,
 		m.Shed,
 		m.ShedCounts,
+		m.SlotCounts,
 		m.Stats,
+		m.Targets,
 		m.Vips,
 		m.Xsks,
 	)
@@ -279,6 +386,12 @@ func (m *steerMaps) Close() error {
 // It can be passed to loadSteerObjects or ebpf.CollectionSpec.LoadAndAssign.
 type steerVariables struct {
 	AclGeneration *ebpf.Variable `ebpf:"acl_generation"`
+	FastOn        *ebpf.Variable `ebpf:"fast_on"`
+	FastServices  *ebpf.Variable `ebpf:"fast_services"`
+	FastSlots     *ebpf.Variable `ebpf:"fast_slots"`
+	FlowKey       *ebpf.Variable `ebpf:"flow_key"`
+	FlowMask      *ebpf.Variable `ebpf:"flow_mask"`
+	OwnExit       *ebpf.Variable `ebpf:"own_exit"`
 	OwnMac        *ebpf.Variable `ebpf:"own_mac"`
 	ProvedKey     *ebpf.Variable `ebpf:"proved_key"`
 	ProvedMask    *ebpf.Variable `ebpf:"proved_mask"`

@@ -21,6 +21,7 @@ const aclData = ".data.acl"
 var sharedMaps = []string{
 	steerMapVips, steerMapOwn, steerMapReplySources, steerMapReplyBlocks, steerMapReplyDatagrams, steerMapStats, sharedData,
 	steerMapAcl, steerMapAclDestinations, aclData, steerMapBans, steerMapShed, steerMapShedCounts, steerMapProved,
+	steerMapFlows, steerMapAdmits, steerMapFastpath, steerMapTargets, steerMapServices, steerMapSlotCounts, steerMapExits,
 }
 
 // Steer is what the programs on all interfaces share: the set of VIPs, the sources of replies, the node's own addresses,
@@ -41,10 +42,11 @@ type Steer struct {
 	bans     bans
 	shedding sync.Mutex
 	shed     mirror[trieKey, steerShedValue]
+	fast     fast
 }
 
 // Stats is what the programs counted on all interfaces since New.
-// ToVIPs + Replies = Redirected + NoSocket + Loops + Denied + Banned + Shed.
+// ToVIPs + Replies = Redirected + Forwarded + NoExit + NoSocket + Loops + Denied + Banned + Shed.
 type Stats struct {
 	// Packets whose destination is a VIP. A packet in a loop, which has the VIP as destination inside its outer headers,
 	// is one of them.
@@ -56,6 +58,8 @@ type Stats struct {
 	Denied     uint64 // packets dropped because a list denies their source (see SetACL)
 	Banned     uint64 // packets dropped because their source is banned (see Ban)
 	Shed       uint64 // packets dropped because the workers cannot take all (see SetShed)
+	Forwarded  uint64 // packets sent to their backends by the fast path (see PublishFast)
+	NoExit     uint64 // packets dropped there because the interface that they were to leave by is gone
 }
 
 // New makes the shared maps, with room for maxVIPs addresses, for maxReplies pairs of address and protocol from which
@@ -119,6 +123,9 @@ func New(maxVIPs, maxReplies, maxACL int) (_ *Steer, err error) {
 // Close lets go of the shared maps. Links stay attached, with the VIPs they have, until they are closed themselves.
 func (s *Steer) Close() (err error) {
 	err = s.acl.close()
+	for _, m := range s.fast.memory {
+		err = errors.Join(err, m.Close())
+	}
 	for _, m := range s.maps {
 		err = errors.Join(err, m.Close())
 	}
@@ -239,6 +246,8 @@ func (s *Steer) Stats() (Stats, error) {
 		sum.Denied += c.Denied
 		sum.Banned += c.Banned
 		sum.Shed += c.Shed
+		sum.Forwarded += c.Forwarded
+		sum.NoExit += c.NoExit
 	}
 	return sum, nil
 }

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -38,6 +39,11 @@ func (m *Memory) Bytes() []byte { return m.bytes }
 // Words returns the memory as words in the machine's byte order.
 func (m *Memory) Words() []uint64 {
 	return unsafe.Slice((*uint64)(unsafe.Pointer(unsafe.SliceData(m.bytes))), len(m.bytes)/8)
+}
+
+// Uint32s returns the memory as 32-bit words that are read and written atomically, in the machine's byte order.
+func (m *Memory) Uint32s() []atomic.Uint32 {
+	return unsafe.Slice((*atomic.Uint32)(unsafe.Pointer(unsafe.SliceData(m.bytes))), len(m.bytes)/4)
 }
 
 // FD is the descriptor that stands for the memory: a memfd, or the map's own descriptor. It stays the Memory's or the

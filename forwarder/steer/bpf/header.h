@@ -34,6 +34,11 @@ static __always_inline bool set_ipv6(struct address *a, const struct in6_addr *i
 	return a->word[0] || a->word[1] || a->word[2] != bpf_htonl(0xffff);
 }
 
+struct vlan_tag {
+	__be16 tci;
+	__be16 proto;
+};
+
 enum part {
 	WHOLE, // no fragment
 	FIRST, // the fragment that has the ports

@@ -7,6 +7,7 @@
 //   or one that the lists deny (acl.h)                  → the same
 //   or that is shed, since workers cannot take all      → the same
 //   (shed.h)
+//   of a flow that the workers have decided about       → forwarded from here, as they would (fastpath.h)
 //   destined to a VIP, else                             → to the AF_XDP socket of the frame's queue; dropped and counted
 //                                                          if the queue has none
 //   a reply of a NAT backend, or about one (reply.h)    → the same
@@ -25,12 +26,13 @@
 
 #include "acl.h"
 #include "ban.h"
+#include "fastpath.h"
 #include "header.h"
 #include "loop.h"
 #include "reply.h"
 #include "shed.h"
 
-// What one CPU counted. to_vips + replies = redirected + no_socket + loops + denied + banned + shed, always.
+// What one CPU counted. to_vips + replies = redirected + forwarded + no_exit + no_socket + loops + denied + banned + shed, always.
 struct counters {
 	__u64 to_vips;    // packets whose destination is a VIP; those in a loop, of which it is the inner destination, included
 	__u64 replies;    // packets of NAT backends, and ICMP errors about packets to them
@@ -40,6 +42,8 @@ struct counters {
 	__u64 denied;     // dropped because a list denies their source
 	__u64 banned;     // dropped because their source is banned
 	__u64 shed;       // dropped because the workers cannot take all
+	__u64 forwarded;  // sent to their backends by the fast path
+	__u64 no_exit;    // dropped there because the interface that they were to leave by is gone
 };
 
 // The set of VIPs; shared by all interfaces, written by Go.
@@ -105,11 +109,6 @@ __u64 own_mac;
 
 // The interface's VLAN; 0: frames without a tag, or with one that has only a priority.
 const volatile __u16 vlan;
-
-struct vlan_tag {
-	__be16 tci;
-	__be16 proto;
-};
 
 #define VLAN_ID 0x0fff
 
@@ -192,7 +191,9 @@ int sluice_steer(struct xdp_md *ctx)
 	if (l3 > end)
 		return XDP_PASS;
 	__be16 proto = eth->h_proto;
-	if (proto == bpf_htons(ETH_P_8021Q)) {
+	bool tagged = proto == bpf_htons(ETH_P_8021Q);
+
+	if (tagged) {
 		struct vlan_tag *tag = l3;
 
 		l3 = tag + 1;
@@ -203,6 +204,17 @@ int sluice_steer(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 
+	if (!own_frame(eth))
+		return XDP_PASS;
+	__u32 zero = 0;
+	struct fast_state *state = fast_on ? bpf_map_lookup_elem(&fastpath, &zero) : NULL;
+	struct fast_packet fast = {.tagged = tagged};
+
+	if (state) {
+		fast.generation = *(volatile __u64 *)&state->generation;
+		fast.unsettled_until = *(volatile __u64 *)&state->unsettled_until;
+	}
+
 	// A frame too short to hold a destination is nobody's, and the stack drops it.
 	if (proto == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = l3;
@@ -210,18 +222,22 @@ int sluice_steer(struct xdp_md *ctx)
 		if ((void *)(ip + 1) > end)
 			return XDP_PASS;
 		set_ipv4(&dst, ip->daddr);
+		if (fast.generation)
+			fast_ipv4(ip, end, &fast);
 	} else if (proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip6 = l3;
 
 		if ((void *)(ip6 + 1) > end || !set_ipv6(&dst, &ip6->daddr))
 			return XDP_PASS;
+		if (fast.generation)
+			fast_ipv6(ip6, end, &fast);
 	} else {
 		return XDP_PASS;
 	}
+	fast.dst = dst;
+	bool known = fast.length && fast_find(&fast);
 
-	if (!own_frame(eth))
-		return XDP_PASS;
-	if (!bpf_map_lookup_elem(&vips, &dst)) {
+	if (!known && !bpf_map_lookup_elem(&vips, &dst)) {
 		if (!watched.replies && !watched.own)
 			return XDP_PASS;
 		kind = classify(l3, end, proto == bpf_htons(ETH_P_IP));
@@ -231,7 +247,6 @@ int sluice_steer(struct xdp_md *ctx)
 		kind = admit(l3, end, proto == bpf_htons(ETH_P_IP), &dst);
 	}
 
-	__u32 zero = 0;
 	struct counters *count = bpf_map_lookup_elem(&stats, &zero);
 	if (!count) // cannot be: the array has an element 0
 		return XDP_ABORTED;
@@ -246,6 +261,19 @@ int sluice_steer(struct xdp_md *ctx)
 		else
 			count->shed++;
 		return XDP_DROP;
+	}
+
+	if (known) {
+		int action = fast_forward(ctx, &fast);
+
+		if (action != XDP_PASS) {
+			count->to_vips++;
+			if (action == XDP_DROP)
+				count->no_exit++;
+			else
+				count->forwarded++;
+			return action;
+		}
 	}
 
 	// The helper looks the socket up itself and returns the flags' action when there is none, so its answer is the

@@ -1,0 +1,308 @@
+package steer
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-lb/sluice/internal/shm"
+)
+
+// FastTable is what the fast path has in common with the workers: the memory of their flow table and admit words, and how flows are
+// hashed. The maps are as shm.NewArrayMap makes them, and stay the caller's.
+type FastTable struct {
+	Flows  *ebpf.Map // the words of the flow table, which are the first Lines lines
+	Lines  int
+	Admits *ebpf.Map // admit words, 32 bits each, by slot
+	Key    [2]uint64 // packet.Key
+	// Slots and Services are how many of each the fast path has room for; those with higher numbers are the workers' alone.
+	Slots, Services int
+}
+
+// NoExit is the Exit of a target to which the fast path sends nothing.
+const NoExit = 0xff
+
+// Target is what a packet of a slot is given: see packet.Encap. Numbers are in host order.
+type Target struct {
+	MACs       [12]byte // destination and source
+	GUEPort    uint16   // UDP destination port of GUE; 0: no GUE
+	Overhead   uint8    // bytes of the outer headers after Ethernet: 0, 20, 28, 40 or 48
+	SourceBits uint8    // how many low bits of the outer source are the flow's
+	Addrs      [32]byte // source and destination of the outer IP header, 8 bytes or 32
+	Sum        uint16   // of an outer IPv4 header, see packet.Encap
+	Life       [4]uint16
+	Service    uint16
+	MaxLen     uint16 // bytes: the longest IP packet, as received, that fits the egress MTU
+	Exit       uint8  // number of the interface that it leaves by, see SetExit; NoExit: the workers send it
+}
+
+// MaxFastRanges is how many ranges of ports a service can have that the fast path forwards for.
+const MaxFastRanges = 10
+
+// FastService is a service that the fast path forwards for. Without ports it is none.
+type FastService struct {
+	VIP     netip.Addr
+	Proto   uint8 // 6, TCP, or 17, UDP
+	Ports   []PortRange
+	Keeps   bool // a backend that is down keeps its flows
+	Settles bool // the workers look at every packet of a flow whose word is not established
+}
+
+// Flags of services; as in bpf/target.h.
+const (
+	serviceTCP     = 1
+	serviceKeeps   = 2
+	serviceSettles = 4
+)
+
+// countSlots is how many slots' counts are on a line.
+const countSlots = 4
+
+// fast is the fast path's side of Go.
+type fast struct {
+	mu              sync.Mutex
+	slots, services int
+	memory          []*shm.Memory
+	state           []uint64 // the map fastpath
+	counts          []uint64 // packets and bytes by CPU and slot
+	targets         *ebpf.Memory
+	served          *ebpf.Memory
+	halves          [2]fastHalf
+	waiter          *acl // which knows how to wait for running programs
+}
+
+// Words of the map fastpath.
+const (
+	fastGeneration = 0
+	fastUnsettled  = 1
+)
+
+// fastHalf is what one half of the maps holds.
+type fastHalf struct {
+	targets  []steerTarget
+	services []steerService
+}
+
+// ShareFlows gives the programs what the fast path needs. Before any Attach; without it there is no fast path. It forwards nothing
+// before PublishFast.
+func (s *Steer) ShareFlows(t FastTable) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("share the flow table with the XDP program: %w", err)
+		}
+	}()
+	f := &s.fast
+	f.slots, f.services, f.waiter = t.Slots, t.Services, &s.acl
+	if err := s.makeFast(steerMapFastpath, &f.state, shm.LineBytes/8); err != nil {
+		return err
+	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return err
+	}
+	f.slots = (f.slots + countSlots - 1) / countSlots * countSlots
+	if err := s.makeFast(steerMapSlotCounts, &f.counts, 2*f.slots*cpus); err != nil {
+		return err
+	}
+	if err := errors.Join(s.replace(steerMapFlows, t.Flows), s.replace(steerMapAdmits, t.Admits)); err != nil {
+		return err
+	}
+	s.spec.Maps[steerMapTargets].MaxEntries = uint32(2 * f.slots)
+	s.spec.Maps[steerMapServices].MaxEntries = uint32(2 * f.services)
+	for _, name := range []string{steerMapTargets, steerMapServices} {
+		m, err := ebpf.NewMap(s.spec.Maps[name])
+		if err != nil {
+			return fmt.Errorf("make the map %s of %d elements: %w%s", name, s.spec.Maps[name].MaxEntries, err, privilegeHint(err))
+		}
+		err = s.replace(name, m)
+		if err = errors.Join(err, m.Close()); err != nil {
+			return err
+		}
+	}
+	if f.targets, err = s.maps[steerMapTargets].Memory(); err != nil {
+		return err
+	}
+	if f.served, err = s.maps[steerMapServices].Memory(); err != nil {
+		return err
+	}
+	for i := range f.halves {
+		f.halves[i] = fastHalf{make([]steerTarget, f.slots), make([]steerService, f.services)}
+	}
+	v := s.spec.Variables
+	return errors.Join(
+		v[steerVarFlowMask].Set(uint32(t.Lines-1)),
+		v[steerVarFlowKey].Set(steerFlowKey{K0: t.Key[0], K1: t.Key[1]}),
+		v[steerVarFastSlots].Set(uint32(f.slots)),
+		v[steerVarFastServices].Set(uint32(f.services)),
+	)
+}
+
+// makeFast makes a shared map of so many words, in memory of our own too.
+func (s *Steer) makeFast(name string, words *[]uint64, n int) error {
+	memory, m, err := shm.NewArrayMap("sluice_"+name, n)
+	if err != nil {
+		return err
+	}
+	defer m.Close() // the program and the memory keep what they need
+	s.fast.memory = append(s.fast.memory, memory)
+	*words = memory.Words()
+	return s.replace(name, m)
+}
+
+// replace puts a map that somebody else made in the place of a shared one.
+func (s *Steer) replace(name string, m *ebpf.Map) error {
+	shared, err := m.Clone()
+	if err != nil {
+		return err
+	}
+	s.spec.Maps[name].MaxEntries = shared.MaxEntries()
+	err = s.maps[name].Close()
+	s.maps[name] = shared
+	return err
+}
+
+// PublishFast makes these what the fast path knows from now on, targets by slot and services by number: each packet goes by all of it or
+// by all of what was there before. What is beyond the room that ShareFlows made is left out. nil twice ends the fast path. It takes as
+// long as writing the difference, and twice until all CPUs have finished the packets at hand (some 10 ms each).
+//
+// After ShareFlows. Any goroutine may call it. On an error what was there before stays in force.
+func (s *Steer) PublishFast(targets []Target, services []FastService) error {
+	f := &s.fast
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	generation := f.state[fastGeneration]
+	if targets == nil && services == nil {
+		atomic.StoreUint64(&f.state[fastGeneration], 0)
+		return nil
+	}
+	// The half that is not in force, since the packets that went by it are through. The number of a half is the lowest bit.
+	next := max(generation+1, 2)
+	half := int(next & 1)
+	if err := f.write(half, targets, services); err != nil {
+		return fmt.Errorf("publish targets to the fast path: %w", err)
+	}
+	if err := f.waiter.wait(); err != nil { // all CPUs see the half from now on
+		return fmt.Errorf("publish targets to the fast path: %w", err)
+	}
+	atomic.StoreUint64(&f.state[fastGeneration], next)
+	if err := f.waiter.wait(); err != nil { // nobody reads the other half any more
+		return fmt.Errorf("end the fast path's last generation: %w", err)
+	}
+	return nil
+}
+
+// write brings one half of the maps up to date.
+func (f *fast) write(half int, targets []Target, services []FastService) error {
+	h := &f.halves[half]
+	var buffer []byte
+	for i := range h.targets {
+		next := steerTarget{Exit: NoExit}
+		if i < len(targets) {
+			next = targets[i].encode()
+		}
+		if next == h.targets[i] {
+			continue
+		}
+		var err error
+		if buffer, err = put(f.targets, buffer[:0], half*f.slots+i, &next); err != nil {
+			return err
+		}
+		h.targets[i] = next
+	}
+	for i := range h.services {
+		next := steerService{}
+		if i < len(services) {
+			next = services[i].encode()
+		}
+		if next == h.services[i] {
+			continue
+		}
+		var err error
+		if buffer, err = put(f.served, buffer[:0], half*f.services+i, &next); err != nil {
+			return err
+		}
+		h.services[i] = next
+	}
+	return nil
+}
+
+// put writes element i of a map that is mapped.
+func put(m *ebpf.Memory, buffer []byte, i int, element any) ([]byte, error) {
+	buffer, err := binary.Append(buffer, binary.LittleEndian, element)
+	if err != nil {
+		return buffer, err
+	}
+	_, err = m.WriteAt(buffer, int64(i)*int64(len(buffer)))
+	return buffer, err
+}
+
+func (t *Target) encode() steerTarget {
+	out := steerTarget{
+		Macs: t.MACs, GuePort: t.GUEPort, Overhead: t.Overhead, SourceBits: t.SourceBits, Sum: t.Sum,
+		Life: t.Life, Service: t.Service, MaxLen: t.MaxLen, Exit: t.Exit,
+	}
+	for i := range out.Addrs {
+		out.Addrs[i] = binary.LittleEndian.Uint32(t.Addrs[4*i:])
+	}
+	return out
+}
+
+func (s *FastService) encode() steerService {
+	out := steerService{Proto: s.Proto}
+	if len(s.Ports) > MaxFastRanges || len(s.Ports) == 0 {
+		return out
+	}
+	out.Vip = addressOf(s.VIP)
+	out.Ranges = uint8(len(s.Ports))
+	for i, r := range s.Ports {
+		out.Ports[i] = steerPortRange{First: r.First, Last: r.Last}
+	}
+	if s.Proto == unix.IPPROTO_TCP {
+		out.Flags |= serviceTCP
+	}
+	if s.Keeps {
+		out.Flags |= serviceKeeps
+	}
+	if s.Settles {
+		out.Flags |= serviceSettles
+	}
+	return out
+}
+
+// Unsettled is until when packets of TCP flows whose word is not established are to go to the workers, CLOCK_MONOTONIC ns: to be
+// written with sync/atomic. After ShareFlows.
+func (s *Steer) Unsettled() *uint64 { return &s.fast.state[fastUnsettled] }
+
+// SetExit says which interface of this network namespace the one with this number is; 0: it is gone.
+func (s *Steer) SetExit(number, ifindex int) error {
+	if ifindex == 0 {
+		if err := s.maps[steerMapExits].Delete(uint32(number)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("take exit %d away: %w", number, err)
+		}
+		return nil
+	}
+	if err := s.maps[steerMapExits].Put(uint32(number), uint32(ifindex)); err != nil {
+		return fmt.Errorf("set exit %d to interface %d: %w", number, ifindex, err)
+	}
+	return nil
+}
+
+// SlotCount returns what the fast path has forwarded to a slot since ShareFlows: packets, and bytes of IP as received. Any goroutine may
+// call it.
+func (s *Steer) SlotCount(slot int) (packets, bytes uint64) {
+	f := &s.fast
+	if slot >= f.slots {
+		return 0, 0
+	}
+	for at := 2 * slot; at < len(f.counts); at += 2 * f.slots {
+		packets += atomic.LoadUint64(&f.counts[at])
+		bytes += atomic.LoadUint64(&f.counts[at+1])
+	}
+	return packets, bytes
+}
