@@ -96,7 +96,8 @@ type Engine struct {
 	recorded   uint64 // Directory.Generation of the last one
 
 	fast       FastPath
-	fastFailed error // why the last snapshot could not be published to it; nil: it was
+	fastExits  [MaxInterfaces]bool // where it can send
+	fastFailed error               // why the last snapshot could not be published to it; nil: it was
 
 	unreachable unreachables
 	// signalReaders are those in use: what one takes, the others are to have too.

@@ -1,10 +1,10 @@
 package forwarder
 
 import (
+	"fmt"
 	"sync/atomic"
 	"time"
 
-	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 )
@@ -28,7 +28,7 @@ func (e *Engine) publishFast(snap *Snapshot, specs []*ServiceSpec) {
 	}
 	services := make([]steer.FastService, len(snap.services))
 	for i, spec := range specs {
-		if spec != nil && snap.fastProblem(spec, &snap.services[i]) == "" {
+		if spec != nil && FastProblem(spec, &e.limits, &e.tunnel) == "" {
 			services[i] = spec.fast()
 		}
 	}
@@ -36,7 +36,7 @@ func (e *Engine) publishFast(snap *Snapshot, specs []*ServiceSpec) {
 	for i := range targets {
 		t := &snap.targets[i]
 		targets[i].Exit = steer.NoExit
-		if t.problem == packet.None && int(t.exit) < MaxInterfaces {
+		if t.problem == packet.None && int(t.exit) < MaxInterfaces && e.fastExits[t.exit] { // exits without a tag come first
 			targets[i] = t.fast()
 		}
 	}
@@ -49,18 +49,28 @@ func (e *Engine) publishFast(snap *Snapshot, specs []*ServiceSpec) {
 	e.fastFailed = nil
 }
 
-// fastProblem says, in words, why packets to a service do not go by the fast path; empty: they do.
-func (snap *Snapshot) fastProblem(spec *ServiceSpec, s *service) string {
-	packets := func(r *rateSet) bool { return r.rates[limitPackets] != guard.Rate{} }
-	l := &snap.limits
+// SetFastExits says which interfaces of the node's list the fast path can send by.
+func (e *Engine) SetFastExits(exits [MaxInterfaces]bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.fastExits != exits {
+		e.fastExits = exits
+		e.rebuild()
+	}
+}
+
+// FastProblem says, in words, why packets to a service do not go by the fast path; empty: they do, where an interface uses it.
+func FastProblem(s *ServiceSpec, l *Limits, tunnel *Tunnel) string {
 	switch {
-	case spec.Mode == NAT:
+	case s.Mode == NAT:
 		return "forward: nat changes the packets themselves"
-	case len(spec.Ports) > steer.MaxFastRanges:
-		return "it has more than 10 ranges of ports"
-	case packets(&l.source), s.limits != nil && packets(&s.limits.source):
-		return "packets of each source are limited"
-	case packets(&l.node), s.limits != nil && packets(&s.limits.total):
+	case s.Mode == GUE && tunnel.Checksum:
+		return "tunnel.gue_checksum sums up each packet"
+	case len(s.Ports) > steer.MaxFastRanges:
+		return fmt.Sprintf("it has %d ranges of ports, more than %d", len(s.Ports), steer.MaxFastRanges)
+	case l.PerSource.Packets > 0 || s.PerSource.Packets > 0:
+		return "the packets of each source are limited"
+	case l.Node.Packets > 0 || s.Total.Packets > 0:
 		return "packets are limited"
 	}
 	return ""

@@ -3,6 +3,7 @@ package forwarder
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -95,6 +96,7 @@ func newFastRig(t *testing.T, seed uint64) *fastRig {
 	}
 	t.Cleanup(func() { r.nic.Umem().Close() })
 	r.worker = r.engine.NewWorker(r.io())
+	r.engine.SetFastExits([MaxInterfaces]bool{true})
 	return r
 }
 
@@ -123,12 +125,12 @@ func (r *fastRig) attach(env *testenv.Env, ns *testenv.Namespace) {
 		r.t.Fatal(err)
 	}
 	if err := ns.Do(func() error {
-		l, err := r.steer.Attach(dev.Attrs().Index, "eth0", steer.AttachOptions{Queues: 1, Fast: true}, slog.New(slog.DiscardHandler))
+		l, err := r.steer.Attach(dev.Attrs().Index, "eth0", steer.AttachOptions{Queues: 1}, slog.New(slog.DiscardHandler))
 		if err != nil {
 			return err
 		}
 		r.t.Cleanup(func() { l.Close() })
-		return l.SetMAC(nodeMAC[:])
+		return errors.Join(l.SetMAC(nodeMAC[:]), l.SetFast(true))
 	}); err != nil {
 		r.t.Fatal(err)
 	}

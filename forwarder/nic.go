@@ -24,6 +24,9 @@ type nic struct {
 	program *steer.Link
 	sockets []nicSocket
 	problem string // why it is detached, as a sentence
+	fast    bool   // packets of known flows that arrive here are forwarded by the XDP program
+	fastWhy string // why they are not, in words
+	sends   bool   // the driver can send for XDP programs
 	closed  SocketStats
 }
 
@@ -71,7 +74,7 @@ func (n *Node) attach(nc *nic) (err error) {
 	if err != nil {
 		return err
 	}
-	if nc.program, err = n.steer.Attach(ifindex, nc.Name, steer.AttachOptions{Queues: all, VLAN: nc.VLAN, Frags: n.multiBuffer}, n.log); err != nil {
+	if nc.program, err = n.steer.Attach(ifindex, nc.Name, steer.AttachOptions{Queues: all, VLAN: nc.VLAN, Frags: n.multiBuffer, Number: nc.index}, n.log); err != nil {
 		return err
 	}
 	// virtio_net adds queues for each processor when a program is attached, if there are more pairs than it used before
@@ -97,7 +100,11 @@ func (n *Node) attach(nc *nic) (err error) {
 			return err
 		}
 	}
-	nc.problem = ""
+	nc.problem, nc.fast, nc.fastWhy = "", false, ""
+	if err := n.steer.SetExit(nc.index, ifindex); err != nil {
+		return err
+	}
+	n.setFast(nc)
 	mode := ""
 	if len(nc.sockets) > 0 {
 		mode = nc.sockets[0].Mode().String()
@@ -162,6 +169,9 @@ func (nc *nic) detachProgram() {
 
 // detach gives up an interface: program and sockets.
 func (n *Node) detach(nc *nic, problem string) {
+	nc.sends = false
+	n.setFastExits()
+	_ = n.steer.SetExit(nc.index, 0) // nothing is sent there any more
 	nc.detachProgram()
 	sockets := nc.sockets
 	nc.sockets, nc.ifindex, nc.problem = nil, 0, problem
@@ -228,6 +238,7 @@ func (n *Node) followLink(nc *nic) {
 			n.log.Warn("interface changed state", "interface", nc.Name, "up", l.Up)
 		}
 		nc.link = l
+		n.setFast(nc)
 		return
 	}
 	for _, l := range links {

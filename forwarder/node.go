@@ -45,9 +45,20 @@ const (
 type InterfaceConfig struct {
 	Name   string
 	Mode   xsk.Mode
+	Fast   FastMode
 	Queues int    // receive queues to take, from 0; 0 means all
 	VLAN   uint16 // 802.1Q tag with which packets to VIPs arrive, and leave; 0: none
 }
+
+// FastMode is whether packets of known flows that arrive on an interface are forwarded by the XDP program.
+type FastMode uint8
+
+// The modes.
+const (
+	FastAuto FastMode = iota // in copy mode, if the driver can send for XDP programs
+	FastOn
+	FastOff
+)
 
 // NodeConfig is what does not change while a node runs.
 type NodeConfig struct {
@@ -61,10 +72,12 @@ type NodeConfig struct {
 	// DirectoryFile is where it is kept what the table's words mean, for a process after this one; empty: nowhere.
 	DirectoryFile string
 	Interfaces    []InterfaceConfig
-	Workers       int   // at most so many; 0: as many as cores and queues allow
-	CPUs          []int // cores that workers are pinned to; empty: those the process may use
-	BusyPoll      bool
-	Log           *slog.Logger
+	// Services and Backends are how many there are at first: the fast path makes room for more.
+	Services, Backends int
+	Workers            int   // at most so many; 0: as many as cores and queues allow
+	CPUs               []int // cores that workers are pinned to; empty: those the process may use
+	BusyPoll           bool
+	Log                *slog.Logger
 	// Notice is told of what has begun and ended, after the log was; nil: nobody is. It must not wait for the node.
 	Notice func(Notice)
 }
@@ -84,8 +97,8 @@ type Node struct {
 	log       *slog.Logger
 	tableFile *tableFile
 	steer     *steer.Steer
-	// provedMemory is that of the set of proved sources, which the XDP program reads.
-	provedMemory *shm.Memory
+	// provedMemory is that of the set of proved sources, which the XDP program reads; admitMemory that of the admit words, if it does.
+	provedMemory, admitMemory *shm.Memory
 	// multiBuffer says that frames may be larger than a buffer, and then come in several.
 	multiBuffer bool
 	watcher     *nexthop.Watcher
@@ -158,7 +171,15 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 	}
 	defer lines.Close() // the program and the memory keep what they need
 	n.provedMemory = proved
+	if n.steer, err = steer.New(maxVIPs, maxReplies, maxACL); err != nil {
+		return nil, err
+	}
+	fast, admit, err := n.shareFlows()
+	if err != nil {
+		return nil, err
+	}
 	n.Engine, err = NewEngine(EngineConfig{
+		Fast: fast, Admit: admit,
 		Keys: c.Keys, Words: n.tableFile.words, Clock: clock, Adopt: adopt, Record: n.tableFile.record, Swept: n.tableFile.swept,
 		LimitWords: make([]uint64, words), ProvedWords: proved.Words(),
 	})
@@ -170,9 +191,6 @@ func StartNode(c NodeConfig) (_ *Node, err error) {
 		return nil, err
 	}
 	go func() { n.watching <- n.watcher.Run(context.Background()) }()
-	if n.steer, err = steer.New(maxVIPs, maxReplies, maxACL); err != nil {
-		return nil, err
-	}
 	key, mask := n.proved.Shared()
 	if err := n.steer.ShareProved(lines, key, mask); err != nil {
 		return nil, err
@@ -533,10 +551,13 @@ func (n *Node) Close() error {
 		n.watcher.Close()
 	}
 	if n.tableFile != nil {
-		errs = append(errs, n.tableFile.memory.Close())
+		errs = append(errs, n.tableFile.close())
 	}
 	if n.provedMemory != nil {
 		errs = append(errs, n.provedMemory.Close())
+	}
+	if n.admitMemory != nil {
+		errs = append(errs, n.admitMemory.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -34,7 +34,7 @@ func (n *Node) Stats() Stats {
 }
 
 func (nc *nic) stats() InterfaceStats {
-	st := InterfaceStats{Name: nc.Name, Up: nc.up(), Attach: "detached", Problem: nc.problem, Closed: nc.closed}
+	st := InterfaceStats{Name: nc.Name, Up: nc.up(), Attach: "detached", Problem: nc.problem, Closed: nc.closed, FastPath: nc.fast, FastPathCause: nc.fastWhy}
 	if nc.program != nil {
 		st.Attach = "native"
 		if nc.program.Generic() {

@@ -12,16 +12,18 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/internal/shm"
 )
 
-// tableFile is a node's flow table in memory that can outlive the process: the words in a memfd, with a label behind them,
-// and the directory of slots in a file. Label and file say together whether a successor can go on with the words.
+// tableFile is a node's flow table in memory that can outlive the process: the words in a memfd, or in a BPF array that the XDP
+// program reads too, with a label behind them, and the directory of slots in a file. Label and file say together whether a successor can go on with the words.
 type tableFile struct {
 	memory *shm.Memory
+	array  *ebpf.Map // that the memory is of; nil: it is a memfd's, and no XDP program can read it
 	words  []uint64
 	label  []uint64 // one line, behind the words
 	path   string   // of the directory; empty: there is none, and nobody goes on
@@ -51,21 +53,60 @@ func openTable(c *NodeConfig, now int64) (t *tableFile, adopt *Directory, err er
 	}
 	size := int(n)*8 + shm.LineBytes
 	t = &tableFile{path: c.DirectoryFile, log: c.Log}
+	shared := c.mayFast() && size < maxArray
 	if c.TableFD > 0 {
-		if adopt, err = t.inherit(c, size, now); err == nil {
+		if adopt, err = t.inherit(c, size, now); err == nil && shared != (t.array != nil) {
+			err = t.move(shared, size)
+		}
+		if err == nil {
 			t.log.Info("flow table of the process before", "services", len(adopt.Services), "slots", len(adopt.Slots))
 			return t, adopt, nil
 		}
 		t.log.Warn("the flow table of the process before cannot be used: flows go by hash until they have words again", "error", err)
 	}
-	if t.memory, err = shm.NewMemfd("sluice-flows", size); err != nil {
+	if err := t.make(shared, size); err != nil {
 		return nil, nil, fmt.Errorf("flow table: %w", err)
 	}
-	t.divide(size)
 	t.label[labelKeys] = keyCheck(c.Keys)
 	t.label[labelSwept] = uint64(now)
 	t.label[labelMagic] = tableMagic
 	return t, nil, nil
+}
+
+// maxArray is how many bytes a BPF array has less than.
+const maxArray = 1 << 32
+
+// make makes the memory, zero, of a BPF array or of a memfd.
+func (t *tableFile) make(array bool, size int) (err error) {
+	t.array = nil
+	if array {
+		t.memory, t.array, err = shm.NewArrayMap("sluice_flows", size/8)
+	} else {
+		t.memory, err = shm.NewMemfd("sluice-flows", size)
+	}
+	if err == nil {
+		t.divide(size)
+	}
+	return err
+}
+
+// move takes the words to memory of the other kind.
+func (t *tableFile) move(array bool, size int) error {
+	old := *t
+	err := t.make(array, size)
+	if err == nil {
+		copy(t.memory.Words(), old.memory.Words())
+	}
+	return errors.Join(err, old.close())
+}
+
+// close lets go of the memory.
+func (t *tableFile) close() error {
+	err := t.memory.Close()
+	if t.array != nil {
+		err = errors.Join(err, t.array.Close())
+	}
+	return err
 }
 
 func (t *tableFile) divide(size int) {
@@ -76,13 +117,19 @@ func (t *tableFile) divide(size int) {
 // inherit maps a predecessor's table and finds out what its words mean. On an error the descriptor is closed.
 func (t *tableFile) inherit(c *NodeConfig, size int, now int64) (d *Directory, err error) {
 	if t.memory, err = shm.OpenMemfd(c.TableFD, size); err != nil {
-		return nil, errors.Join(err, unix.Close(c.TableFD))
+		var other error
+		if t.memory, t.array, other = shm.OpenArrayMap(c.TableFD); other != nil {
+			return nil, errors.Join(err, other, unix.Close(c.TableFD))
+		}
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, t.memory.Close())
+			err = errors.Join(err, t.close())
 		}
 	}()
+	if n := len(t.memory.Bytes()); n != size {
+		return nil, fmt.Errorf("it has %d bytes, not %d: flows has changed", n, size)
+	}
 	t.divide(size)
 	age := time.Duration(now - int64(atomic.LoadUint64(&t.label[labelSwept])))
 	switch {

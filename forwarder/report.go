@@ -102,6 +102,7 @@ func (e *Engine) serviceStats(s *serviceState, slots []uint32) ServiceStats {
 		Name: s.spec.Name, VIP: s.spec.VIP.String(), Protocol: protocolName(s.spec.Protocol), Ports: portsText(s.spec.Ports),
 		Forward: s.spec.Mode.String(), Scheduler: s.spec.Scheduler.String(),
 	}
+	out.NoFastPath = FastProblem(&s.spec, &e.limits, &e.tunnel)
 	counts := e.sumService(s.number)
 	counts.sub(&s.base)
 	out.Dropped = counts.dropped

@@ -64,11 +64,14 @@ type Observed struct {
 
 // InterfaceStats is one configured interface and its sockets.
 type InterfaceStats struct {
-	Name    string       `json:"name"`
-	Up      bool         `json:"up"`
-	Attach  string       `json:"attach"` // native | generic | detached
-	Queues  []QueueStats `json:"queues"`
-	Problem string       `json:"problem,omitempty"` // what is wrong and what is being done, or empty
+	Name   string       `json:"name"`
+	Up     bool         `json:"up"`
+	Attach string       `json:"attach"` // native | generic | detached
+	Queues []QueueStats `json:"queues"`
+	// FastPath says whether the XDP program forwards packets of known flows that arrive here; FastPathCause why not.
+	FastPath      bool   `json:"fast_path"`
+	FastPathCause string `json:"fast_path_cause,omitempty"`
+	Problem       string `json:"problem,omitempty"` // what is wrong and what is being done, or empty
 	// Closed sums up the sockets that were closed when the interface went away.
 	Closed SocketStats `json:"closed"`
 }
@@ -96,19 +99,22 @@ type SocketStats struct {
 
 // ServiceStats is one service's traffic.
 type ServiceStats struct {
-	Name      string         `json:"name"`
-	VIP       string         `json:"vip"`
-	Protocol  string         `json:"protocol"`
-	Ports     string         `json:"ports"`
-	Forward   string         `json:"forward"`
-	Scheduler string         `json:"scheduler"`
-	TableSize int            `json:"table_size"` // entries of the lookup table
-	TableHash string         `json:"table_hash"` // names its content: equal on nodes that choose alike
-	Flows     uint64         `json:"flows"`      // words naming its backends, now
-	Forwarded Counts         `json:"forwarded"`
-	NewFlows  uint64         `json:"new_flows"`
-	Defence   DefenceStats   `json:"defence"`
-	Backends  []BackendStats `json:"backends"`
+	Name      string `json:"name"`
+	VIP       string `json:"vip"`
+	Protocol  string `json:"protocol"`
+	Ports     string `json:"ports"`
+	Forward   string `json:"forward"`
+	Scheduler string `json:"scheduler"`
+	TableSize int    `json:"table_size"` // entries of the lookup table
+	TableHash string `json:"table_hash"` // names its content: equal on nodes that choose alike
+	Flows     uint64 `json:"flows"`      // words naming its backends, now
+	// NoFastPath says why its packets are the workers' everywhere; empty: those of known flows go by the fast path where an interface
+	// uses it.
+	NoFastPath string         `json:"no_fast_path,omitempty"`
+	Forwarded  Counts         `json:"forwarded"`
+	NewFlows   uint64         `json:"new_flows"`
+	Defence    DefenceStats   `json:"defence"`
+	Backends   []BackendStats `json:"backends"`
 	// Dropped is indexed by packet.Reason: packets that matched the service and were not forwarded.
 	Dropped [packet.NumReasons]uint64 `json:"-"`
 }

@@ -50,6 +50,9 @@ syn_defence: cookie are asked whether they accept cookies, for three seconds at 
 			for i := range cfg.Services {
 				backends += len(cfg.Services[i].Backends)
 			}
+			for _, note := range control.FastPathNotes(cfg) {
+				fmt.Fprintln(c.OutOrStdout(), note)
+			}
 			fmt.Fprintf(c.OutOrStdout(), "%s: good, %d services, %d backends, hash %s\n", args[0], len(cfg.Services), backends, cfg.Hash())
 			return nil
 		},

@@ -111,6 +111,7 @@ func printStatus(out io.Writer, s control.Status) error {
 	fmt.Fprint(w, healthLine(&s.Health))
 
 	fmt.Fprint(w, "\nINTERFACE\tSTATE\tXDP\tQUEUE\tWORKER\tMODE\tRECEIVED\tSENT\tRING DROPS\n")
+	var fast, slow []string
 	for _, i := range s.Traffic.Interfaces {
 		state := "up"
 		if !i.Up {
@@ -119,9 +120,21 @@ func printStatus(out io.Writer, s control.Status) error {
 		if i.Problem != "" {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", i.Name, state, i.Attach, i.Problem)
 		}
+		if i.FastPath {
+			fast = append(fast, i.Name)
+		} else if i.FastPathCause != "" {
+			slow = append(slow, fmt.Sprintf("%s: %s", i.Name, i.FastPathCause))
+		}
 		for _, q := range i.Queues {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d\t%s\t%d\t%d\t%d\n", i.Name, state, i.Attach, q.Queue, q.Worker, q.Mode, q.Received, q.Sent, q.RXDropped+q.RXRingFull)
 		}
+	}
+
+	if len(fast) > 0 {
+		fmt.Fprintf(w, "fast path on %s, %d packets forwarded\n", strings.Join(fast, ", "), s.Traffic.Steer.Forwarded)
+	}
+	for _, why := range slow {
+		fmt.Fprintf(w, "no fast path on %s\n", why)
 	}
 
 	for _, v := range s.Traffic.Services {
@@ -134,6 +147,7 @@ func printStatus(out io.Writer, s control.Status) error {
 			{v.FailOpen && v.Quorum.Have > 0, fmt.Sprintf("health is ignored: it would leave %d of %d backends", v.Quorum.Have, v.Wanted)},
 			{v.EjectionsIgnored, "ejections are ignored: all that are alive are ejected"},
 			{v.ReadinessIgnored, "readiness is ignored: none that is alive is ready"},
+			{len(fast) > 0 && v.NoFastPath != "", "no fast path: " + v.NoFastPath},
 			{!v.Quorum.Met, fmt.Sprintf("quorum lost: %d of %d are alive", v.Quorum.Have, v.Quorum.Need)},
 		} {
 			if n.holds {
@@ -188,7 +202,7 @@ func printStatus(out io.Writer, s control.Status) error {
 	fmt.Fprintf(w, "to VIPs: %d packets, from NAT backends: %d; %d received, %d forwarded, %d answered, %d held; %d more were sent\n",
 		steer.ToVIPs, steer.Replies, received, forwarded, answered, held, generated)
 	for reason, n := range map[packet.Reason]uint64{
-		packet.NoSocket: steer.NoSocket, packet.Loop: steer.Loops, packet.Denied: steer.Denied, packet.Banned: steer.Banned,
+		packet.NoSocket: steer.NoSocket, packet.NoExit: steer.NoExit, packet.Loop: steer.Loops, packet.Denied: steer.Denied, packet.Banned: steer.Banned,
 		packet.Shed: steer.Shed,
 	} {
 		if n > 0 {

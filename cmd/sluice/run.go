@@ -200,6 +200,10 @@ func keepTable(n *forwarder.Node, log *slog.Logger) {
 	}
 }
 
+var fastModes = map[config.FastPath]forwarder.FastMode{
+	config.FastPathAuto: forwarder.FastAuto, config.FastPathOn: forwarder.FastOn, config.FastPathOff: forwarder.FastOff,
+}
+
 // startNode attaches to the interfaces. table is the inherited flow table, or 0; notice is told of floods and overload.
 func startNode(cfg *config.Config, table int, notice func(forwarder.Notice), log *slog.Logger) (*forwarder.Node, error) {
 	seed := cfg.Group.Seed
@@ -226,7 +230,13 @@ func startNode(cfg *config.Config, table int, notice func(forwarder.Notice), log
 		if err != nil {
 			return nil, err
 		}
-		c.Interfaces = append(c.Interfaces, forwarder.InterfaceConfig{Name: i.Name, Mode: mode, Queues: int(i.Queues), VLAN: i.VLAN})
+		c.Interfaces = append(c.Interfaces, forwarder.InterfaceConfig{
+			Name: i.Name, Mode: mode, Fast: fastModes[i.FastPath], Queues: int(i.Queues), VLAN: i.VLAN,
+		})
+	}
+	c.Services = len(cfg.Services)
+	for i := range cfg.Services {
+		c.Backends += len(cfg.Services[i].Backends)
 	}
 	return forwarder.StartNode(c)
 }

@@ -50,6 +50,7 @@ const (
 	EgressDown                    // egress_down
 	Internal                      // internal
 	NoSocket                      // no_socket
+	NoExit                        // no_exit
 	Denied                        // denied
 	Banned                        // banned
 	Shed                          // shed
@@ -99,6 +100,7 @@ var reasons = [NumReasons]struct{ name, sentence string }{
 	EgressDown:      {"egress_down", "The outgoing interface is down or gone."},
 	Internal:        {"internal", "A fault inside the worker dropped the packet's batch; the log has the details."},
 	NoSocket:        {"no_socket", "The receive queue had no AF_XDP socket when the packet arrived."},
+	NoExit:          {"no_exit", "The interface that the fast path was to send the packet by was gone."},
 	Denied:          {"denied", "The source is on a deny list."},
 	Banned:          {"banned", "The source was far over its limit, and is dropped in the XDP program for a while."},
 	Shed:            {"shed", "The workers cannot take all that comes, and its source has proved nothing: it is dropped in the XDP program."},

@@ -35,7 +35,6 @@ type Link struct {
 type AttachOptions struct {
 	Queues int    // receive queues, each of which can have a socket (see [Queues])
 	VLAN   uint16 // 802.1Q tag of the frames to look at, 1 to 4094; 0: those with none, or with a priority only (id 0)
-	Fast   bool   // forward packets of known flows that arrive here (see [Steer.ShareFlows])
 	Number int    // of this interface among those of the node (see [Steer.SetExit])
 	Frags  bool   // take frames of several buffers, as drivers make them of large MTUs (Linux 5.18)
 }
@@ -87,7 +86,7 @@ func (s *Steer) load(objects *steerObjects, o AttachOptions) error {
 	spec := s.spec.Copy()
 	spec.Maps[steerMapXsks].MaxEntries = uint32(o.Queues)
 	v := spec.Variables
-	err := errors.Join(v[steerVarVlan].Set(o.VLAN), v[steerVarFastOn].Set(flag(o.Fast)), v[steerVarOwnExit].Set(uint32(o.Number)))
+	err := errors.Join(v[steerVarVlan].Set(o.VLAN), v[steerVarOwnExit].Set(uint32(o.Number)))
 	if err != nil {
 		return err
 	}
@@ -206,6 +205,15 @@ func (l *Link) SetMAC(mac net.HardwareAddr) error {
 	}
 	if err := l.objects.OwnMac.Set(word); err != nil {
 		return fmt.Errorf("set the MAC of %s: %w", l.name, err)
+	}
+	return nil
+}
+
+// SetFast has the program forward packets of known flows that arrive on the interface, or leave them to the workers, as it does until
+// then. See [Steer.ShareFlows].
+func (l *Link) SetFast(on bool) error {
+	if err := l.objects.FastOn.Set(flag(on)); err != nil {
+		return fmt.Errorf("turn the fast path of %s on or off: %w", l.name, err)
 	}
 	return nil
 }

@@ -154,6 +154,7 @@ func (v value) interfaces(p *places) (out []Interface) {
 		i.Name, _ = name.interfaceName()
 		seen.once(name, i.Name, "interface")
 		i.Mode, _ = enum(m.field("mode"), ModeAuto, ModeZeroCopy, ModeCopy)
+		i.FastPath, _ = enum(m.field("fast_path"), FastPathAuto, FastPathOn, FastPathOff)
 		i.Queues, _ = m.field("queues").queues()
 		vlan, _ := m.field("vlan").integer(1, maxVLAN)
 		i.VLAN = uint16(vlan)

@@ -64,10 +64,11 @@ type Control struct {
 
 // Interface is a network interface whose VIP traffic Sluice takes.
 type Interface struct {
-	Name   string `yaml:"name"`
-	Mode   Mode   `yaml:"mode"`
-	Queues Queues `yaml:"queues"`
-	VLAN   uint16 `yaml:"vlan,omitempty"` // id of the 802.1Q tag of VIP traffic, 1 to 4094; 0: no tag
+	Name     string   `yaml:"name"`
+	Mode     Mode     `yaml:"mode"`
+	FastPath FastPath `yaml:"fast_path"`
+	Queues   Queues   `yaml:"queues"`
+	VLAN     uint16   `yaml:"vlan,omitempty"` // id of the 802.1Q tag of VIP traffic, 1 to 4094; 0: no tag
 }
 
 // Mode is how AF_XDP sockets are bound.
@@ -78,6 +79,16 @@ const (
 	ModeAuto     Mode = "auto"     // zero-copy where the driver can, else copy
 	ModeZeroCopy Mode = "zerocopy" // zero-copy or a refusal to start
 	ModeCopy     Mode = "copy"
+)
+
+// FastPath is whether the XDP program of an interface forwards packets of known flows by itself.
+type FastPath string
+
+// The ways to use the fast path.
+const (
+	FastPathAuto FastPath = "auto" // in copy mode, where the driver can send for XDP programs
+	FastPathOn   FastPath = "on"
+	FastPathOff  FastPath = "off"
 )
 
 // Queues is how many receive queues of an interface are used, counted from queue 0.

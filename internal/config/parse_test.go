@@ -48,7 +48,7 @@ func TestDefaults(t *testing.T) {
 		Group:      Group{Peers: 1},
 		StateDir:   "/var/lib/sluice",
 		Control:    Control{Socket: "/run/sluice/control.sock"},
-		Interfaces: []Interface{{Name: "eth0", Mode: ModeAuto, Queues: AllQueues}},
+		Interfaces: []Interface{{Name: "eth0", Mode: ModeAuto, FastPath: FastPathAuto, Queues: AllQueues}},
 		Flows:      4_000_000,
 		Tunnel:     Tunnel{GUEPort: 6080, Oversize: OversizeFragment},
 		Services: []Service{{

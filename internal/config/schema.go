@@ -39,6 +39,7 @@ var schemaToCheck = []field{
 	{"interfaces[].mode", "mode", "auto", false, "`zerocopy` refuses to start where the driver cannot, `copy` never tries, `auto` tries zero-copy first. `sluice status` shows what was obtained."},
 	{"interfaces[].queues", "queues", "all", false, "How many receive queues to take, from queue 0: a number, or `all`. Packets to a VIP on a queue that is not taken are dropped under the reason `no_socket`."},
 
+	{"interfaces[].fast_path", "fast_path", "auto", false, "Whether the XDP program forwards packets of known flows by itself, from the workers' own flow table: `on`, `off`, or `auto`, which is on in copy mode where the driver can send for XDP programs. The workers keep everything else, and services that it cannot forward for: `sluice status` names them. See the guide to the fast path."},
 	{"interfaces[].vlan", "vlan", "", false, "VIP traffic arrives, and leaves, with this 802.1Q tag; a route through a VLAN device gives what leaves that device's tag. Without it, VIP traffic has none, or a mere priority tag. What comes otherwise is the kernel's."},
 
 	{"workers", "workers", "0", false, "How many workers forward packets, each on a core of its own. 0 takes as many as the allowed cores and the smallest queue count permit."},
@@ -155,6 +156,7 @@ var kinds = map[string]string{
 	"group":       "the name or number of a group",
 	"interface":   "an interface name of 1 to 15 characters",
 	"mode":        "auto, zerocopy or copy",
+	"fast_path":   "auto, on or off",
 	"queues":      "all, or a number from 1 to 4096",
 	"vlan":        "a number from 1 to 4094",
 	"workers":     "a number from 0 to 1024",

@@ -1,6 +1,9 @@
 package control
 
 import (
+	"fmt"
+	"slices"
+
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder"
 	"github.com/sluice-lb/sluice/forwarder/steer"
@@ -103,4 +106,20 @@ func clampMSS(c config.Clamp) int {
 		return 0
 	}
 	return int(c)
+}
+
+// FastPathNotes says, in a sentence each, for which services of a configuration the fast path forwards nothing, where an interface
+// may use it.
+func FastPathNotes(cfg *config.Config) (notes []string) {
+	if !slices.ContainsFunc(cfg.Interfaces, func(i config.Interface) bool { return i.FastPath != config.FastPathOff }) {
+		return nil
+	}
+	spec := Spec(cfg, func(_, _ string) maglev.Admit { return 0 })
+	for i := range spec.Services {
+		s := &spec.Services[i]
+		if why := forwarder.FastProblem(s, &spec.Limits, &spec.Tunnel); why != "" {
+			notes = append(notes, fmt.Sprintf("service %s: no fast path: %s", s.Name, why))
+		}
+	}
+	return notes
 }

@@ -1,7 +1,7 @@
 // Package shm makes memory that is shared outside this process's Go heap: with a successor that inherits a file
 // descriptor, or with BPF programs through a map.
 //
-// [NewMemfd] and [NewArrayMap] make a [Memory], [OpenMemfd] opens one that was inherited; there is no other way to get one.
+// [NewMemfd] and [NewArrayMap] make a [Memory], [OpenMemfd] and [OpenArrayMap] open one that was inherited; there is no other way to get one.
 // Its maker owns it and closes it once; until then any goroutine may read and write the words, with sync/atomic where
 // another side writes too. After Close every slice that came from it is invalid, and touching one ends the process. The
 // memory begins on a page boundary, hence on that of a cache line, is zero when it is made, and is backed by pages from the
@@ -165,14 +165,46 @@ func NewArrayMap(name string, words int) (*Memory, *ebpf.Map, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("BPF array %s of %s: %w; %s", name, size(words*8), err, arrayHint(err))
 	}
+	m, err := mapArray(array, words*8)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("BPF array %s: %w", name, err), array.Close())
+	}
+	return m, array, nil
+}
+
+// OpenArrayMap maps a BPF array that NewArrayMap made in another process, through the descriptor by which it was handed on, with its
+// contents as they are. On success the map, which owns the descriptor, is the caller's to close, apart from the Memory; on an error the
+// descriptor stays the caller's.
+func OpenArrayMap(fd int) (*Memory, *ebpf.Map, error) {
+	// The library closes what is no map of its kind, so it gets a copy.
+	copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("BPF array %d: %w", fd, err)
+	}
+	array, err := ebpf.NewMapFromFD(copied)
+	if err != nil {
+		return nil, nil, fmt.Errorf("BPF array %d: %w", fd, err)
+	}
+	if array.Type() != ebpf.Array || array.ValueSize() != LineBytes || array.Flags()&unix.BPF_F_MMAPABLE == 0 {
+		return nil, nil, errors.Join(fmt.Errorf("BPF array %d: it is no mappable array of lines, but %v; give the descriptor of one that NewArrayMap made", fd, array), array.Close())
+	}
+	m, err := mapArray(array, int(array.MaxEntries())*LineBytes)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("BPF array %d: %w", fd, err), array.Close())
+	}
+	return m, array, unix.Close(fd)
+}
+
+// mapArray maps a BPF array.
+func mapArray(array *ebpf.Map, bytes int) (*Memory, error) {
 	m := &Memory{fd: array.FD()}
 	page := os.Getpagesize()
-	length := (words*8 + page - 1) / page * page
-	if m.mapping, err = unix.Mmap(array.FD(), 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("mmap BPF array %s of %s: %w", name, size(words*8), err), array.Close())
+	var err error
+	if m.mapping, err = unix.Mmap(array.FD(), 0, (bytes+page-1)/page*page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return nil, fmt.Errorf("mmap %s: %w", size(bytes), err)
 	}
-	m.bytes = m.mapping[:words*8]
-	return m, array, nil
+	m.bytes = m.mapping[:bytes]
+	return m, nil
 }
 
 // arrayHint says what to do about a map that the kernel refused.

@@ -22,7 +22,8 @@
 
 const volatile struct flow_key flow_key;
 const volatile __u32 own_exit; // the number of this interface in the node's list
-const volatile __u8 fast_on;   // packets that arrive here go by the fast path
+
+__u8 fast_on; // packets that arrive here go by the fast path; written by Go
 
 // A packet as the fast path sees it. It holds no pointers, since the verifier looks at the functions below by themselves, and knows
 // of none that come from elsewhere: with all in one it would have too much to look at.

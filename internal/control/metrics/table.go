@@ -188,9 +188,14 @@ var table = []*metric{
 		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Steer.ToVIPs) })},
 	{name: "sluice_xdp_redirected_packets_total", kind: counter, help: "Packets to VIPs that were given to a worker's socket.", use: "What it exceeds the workers' received packets by was lost in full rings.",
 		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Steer.Redirected) })},
+	{name: "sluice_xdp_forwarded_packets_total", kind: counter, help: "Packets to VIPs that the XDP programs sent to their backends by themselves: the fast path.", use: "They are in sluice_backend_forwarded_packets_total too. Of a node whose interfaces are in copy mode it should be most of sluice_xdp_packets_total.",
+		read: node(func(s *control.Status) float64 { return float64(s.Traffic.Steer.Forwarded) })},
+	{name: "sluice_interface_fast_path", kind: gauge, labels: []string{"interface"}, help: "1 if the XDP program forwards packets of known flows that arrive on the interface, else 0.", use: "`sluice status` says why not.",
+		read: iface(func(i *forwarder.InterfaceStats) bool { return i.FastPath })},
 	{name: "sluice_xdp_dropped_packets_total", kind: counter, labels: []string{"reason"}, help: "Packets to VIPs that the XDP programs dropped.", use: "no_socket that grows means that a receive queue is not served: look at `queues` in the configuration and at `sluice status`. loop means that the address of a node is used for a backend, or that a router sends what is meant for a backend back to the node.",
 		read: func(s *control.Status, e emit) {
 			e(float64(s.Traffic.Steer.NoSocket), "no_socket")
+			e(float64(s.Traffic.Steer.NoExit), "no_exit")
 			e(float64(s.Traffic.Steer.Loops), "loop")
 			e(float64(s.Traffic.Steer.Denied), "denied")
 			e(float64(s.Traffic.Steer.Banned), "banned")
