@@ -12,20 +12,30 @@ import (
 	"github.com/sluice-lb/sluice/testenv"
 )
 
-// sluice is the daemon as users run it.
-var sluice = &System{
-	Name: "sluice",
-	what: "this program's daemon: one UDP service, four backends, Maglev, a word for each flow, IPIP",
-	peer: "testpmd",
-	start: func(_ context.Context, r *Rig) (func() error, error) {
-		return r.startSluice()
-	},
-}
+// sluice is the daemon with workers alone, fastPath as users run it.
+var (
+	sluice = &System{
+		Name: "sluice",
+		what: "this program's daemon: one UDP service, four backends, Maglev, a word for each flow, IPIP; without its fast path",
+		peer: "testpmd",
+		start: func(_ context.Context, r *Rig) (func() error, error) {
+			return r.startSluice("off")
+		},
+	}
+	fastPath = &System{
+		Name: "sluice-fastpath",
+		what: "the same, with packets of known flows forwarded by its XDP program, on the first core",
+		peer: "reflect",
+		start: func(_ context.Context, r *Rig) (func() error, error) {
+			return r.startSluice("on")
+		},
+	}
+)
 
 var sluiceConfig = template.Must(template.New("config").Parse(`node: lb1
 state_dir: {{printf "%q" .State}}
 control: {socket: {{printf "%q" .Socket}}}
-interfaces: [{name: eth0, mode: auto, queues: all}]
+interfaces: [{name: eth0, mode: auto, fast_path: {{.FastPath}}, queues: all}]
 cpus: "{{.CPU}}"
 flows: {{.Flows}}
 drain_time: 0s
@@ -42,14 +52,14 @@ services:
       {{- end}}
 `))
 
-func (r *Rig) startSluice() (stop func() error, err error) {
+func (r *Rig) startSluice(fastPath string) (stop func() error, err error) {
 	config := r.path("lb1.yaml")
 	f, err := os.Create(config)
 	if err != nil {
 		return nil, err
 	}
 	err = sluiceConfig.Execute(f, map[string]any{
-		"State": r.path("state"), "Socket": r.path("lb1.sock"), "CPU": r.cores.system, "Flows": r.room(),
+		"FastPath": fastPath, "State": r.path("state"), "Socket": r.path("lb1.sock"), "CPU": r.cores.system, "Flows": r.room(),
 		"VIP": vip, "Port": port, "Backends": backendList(),
 	})
 	if err := errors.Join(err, f.Close()); err != nil {

@@ -25,7 +25,7 @@ type System struct {
 }
 
 // systems are all there are, in the order of their turns.
-var systems = []*System{direct, reflect, sluice, testpmd, asavieReflector, sluiceOnAsavie, nftStateless, nftStateful}
+var systems = []*System{direct, reflect, sluice, fastPath, testpmd, asavieReflector, sluiceOnAsavie, nftStateless, nftStateful}
 
 // Names are the names of all systems.
 func Names() []string {
