@@ -281,6 +281,7 @@ func (e *Engine) Detect() (changes []FloodChange) {
 			changes = append(changes, c)
 		}
 	}
+	e.tellDisturbed()
 	return changes
 }
 

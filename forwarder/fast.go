@@ -16,8 +16,8 @@ type FastPath interface {
 	PublishFast(targets []steer.Target, services []steer.FastService) error
 	// SlotCount is what it has forwarded to a slot: packets, and bytes of IP as received.
 	SlotCount(slot int) (packets, bytes uint64)
-	// Unsettled is until when packets of TCP flows whose word is not established are the workers', CLOCK_MONOTONIC ns; with sync/atomic.
-	Unsettled() *uint64
+	// Words are what it is told otherwise.
+	Words() steer.FastWords
 }
 
 // publishFast tells the fast path of a snapshot. What it says of a slot that can be used again stays away from packets once this has
@@ -102,8 +102,25 @@ func (e *Engine) unsettle(now int64) {
 	if e.fast == nil {
 		return
 	}
-	until := e.fast.Unsettled()
+	until := e.fast.Words().Unsettled
 	if int64(atomic.LoadUint64(until)) < now+int64(handshakeTime) {
 		atomic.StoreUint64(until, uint64(now+int64(handshakeTime+time.Second)))
 	}
+}
+
+// tellDisturbed tells the fast path whether there is a flood or an overload. e.mu is held.
+func (e *Engine) tellDisturbed() {
+	if e.fast == nil {
+		return
+	}
+	disturbed := uint64(0)
+	if e.overload.lasts.Load() {
+		disturbed = 1
+	}
+	for _, s := range e.services {
+		if e.flooded[s.number].Load() {
+			disturbed = 1
+		}
+	}
+	atomic.StoreUint64(e.fast.Words().Disturbed, disturbed)
 }

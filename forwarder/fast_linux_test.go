@@ -17,6 +17,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"github.com/sluice-lb/sluice/conntrack"
+	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
 	"github.com/sluice-lb/sluice/internal/shm"
@@ -31,6 +32,8 @@ const (
 	xdpRedirect = 4
 )
 
+const provedWords = 1 << 10
+
 // fastRig is a testRig whose clock is the machine's, beside the program in the kernel with a flow table of its own: both are shown the
 // same packets. Admit words are the same memory, as in a node.
 type fastRig struct {
@@ -39,9 +42,12 @@ type fastRig struct {
 	steer   *steer.Steer
 	program *ebpf.Program
 	words   []uint64 // of the program's flow table
+	proved  []uint64 // of the program's set of sources that have proved their address
 	before  []uint64 // as they were before the packet
-	rng     *rand.Rand
-	out     []byte
+
+	provedByWorker []uint64
+	rng            *rand.Rand
+	out            []byte
 }
 
 func newFastRig(t *testing.T, seed uint64) *fastRig {
@@ -81,12 +87,23 @@ func newFastRig(t *testing.T, seed uint64) *fastRig {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	proved, provedMap := r.array("proved", provedWords)
+	r.proved = proved.Words()
+	set, err := guard.NewProved(r.proved, keys.Guard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, mask := set.Shared()
+	if err := r.steer.ShareProved(provedMap, key, mask); err != nil {
+		t.Fatal(err)
+	}
 	r.attach(env, ns)
 
+	r.provedByWorker = make([]uint64, provedWords)
 	r.testRig.words = make([]uint64, n)
 	r.now.Store(r.clock())
 	if r.engine, err = NewEngine(EngineConfig{
-		Keys: keys, Words: r.testRig.words, Clock: r.now.Load, LimitWords: make([]uint64, 1<<12), ProvedWords: make([]uint64, 1<<12),
+		Keys: keys, Words: r.testRig.words, Clock: r.now.Load, LimitWords: make([]uint64, 1<<12), ProvedWords: r.provedByWorker,
 		Fast: r.steer, Admit: admits.Uint32s(),
 	}); err != nil {
 		t.Fatal(err)
@@ -270,7 +287,8 @@ func (r *fastRig) age() {
 func (r *fastRig) settle() {
 	for {
 		now := r.clock()
-		if conntrack.Tick(now-int64(12*time.Millisecond)) == conntrack.Tick(now+int64(time.Millisecond)) {
+		const provedShift = 26 // of package guard's clock
+		if early, late := now-int64(12*time.Millisecond), now+int64(time.Millisecond); conntrack.Tick(early) == conntrack.Tick(late) && early>>provedShift == late>>provedShift {
 			r.now.Store(now)
 			return
 		}
@@ -305,12 +323,16 @@ func (r *fastRig) compare(frame []byte) bool {
 		if !slices.Equal(r.words, r.testRig.words) {
 			r.t.Fatalf("%x: the program's flow table is not the worker's", frame)
 		}
+		if !slices.Equal(r.proved, r.provedByWorker) {
+			r.t.Fatalf("%x: the program's set of proved sources is not the worker's", frame)
+		}
 		return true
 	case xdpDrop, 2:
 		if !slices.Equal(r.words, r.before) || !bytes.Equal(r.out[:len(frame)], frame) {
 			r.t.Fatalf("%x: verdict %d, but something has changed", frame, verdict)
 		}
 		copy(r.words, r.testRig.words)
+		copy(r.proved, r.provedByWorker)
 		return false
 	}
 	r.t.Fatalf("%x: verdict %d", frame, verdict)

@@ -181,6 +181,7 @@ func (e *Engine) LookShed(elapsed time.Duration) (list []steer.Shed, changed boo
 		return nil, false
 	}
 	e.overload.lasts.Store(len(e.overload.share) > 0)
+	e.tellDisturbed()
 	return e.sheds(), true
 }
 

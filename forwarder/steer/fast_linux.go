@@ -81,6 +81,7 @@ type fast struct {
 const (
 	fastGeneration = 0
 	fastUnsettled  = 1
+	fastDisturbed  = 2
 )
 
 // fastHalf is what one half of the maps holds.
@@ -275,9 +276,16 @@ func (s *FastService) encode() steerService {
 	return out
 }
 
-// Unsettled is until when packets of TCP flows whose word is not established are to go to the workers, CLOCK_MONOTONIC ns: to be
-// written with sync/atomic. After ShareFlows.
-func (s *Steer) Unsettled() *uint64 { return &s.fast.state[fastUnsettled] }
+// FastWords are what the fast path is told at any time. They are written with sync/atomic.
+type FastWords struct {
+	Unsettled *uint64 // until when packets of TCP flows whose word is not established are the workers', CLOCK_MONOTONIC ns
+	Disturbed *uint64 // not 0: there is a flood or an overload, and no connection proves its source
+}
+
+// Words returns the fast path's words. After ShareFlows.
+func (s *Steer) Words() FastWords {
+	return FastWords{Unsettled: &s.fast.state[fastUnsettled], Disturbed: &s.fast.state[fastDisturbed]}
+}
 
 // SetExit says which interface of this network namespace the one with this number is; 0: it is gone.
 func (s *Steer) SetExit(number, ifindex int) error {

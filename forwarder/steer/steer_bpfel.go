@@ -69,7 +69,8 @@ type steerFastState struct {
 	_              structs.HostLayout
 	Generation     uint64
 	UnsettledUntil uint64
-	Zero           [6]uint64
+	Disturbed      uint64
+	Zero           [5]uint64
 }
 
 type steerFlowKey struct {

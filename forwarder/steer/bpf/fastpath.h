@@ -18,6 +18,7 @@
 #include "flowhash.h"
 #include "flowtable.h"
 #include "header.h"
+#include "shed.h"
 #include "target.h"
 
 const volatile struct flow_key flow_key;
@@ -30,6 +31,7 @@ __u8 fast_on; // packets that arrive here go by the fast path; written by Go
 struct fast_packet {
 	__u64 generation;
 	__u64 unsettled_until; // ns
+	__u64 disturbed;
 	__u64 hash;
 	__u64 word; // of its flow, as it was found at
 	struct word_place at;
@@ -164,6 +166,33 @@ __noinline int fast_find(struct fast_packet *p)
 	return s && serves(s, &p->dst, p->proto, p->port) && takes(t, s, p->word, p->tick, p->unsettled_until);
 }
 
+// tells reports whether a packet tells that its source has proved its address: Worker.tellsSource.
+static __always_inline bool tells(const struct fast_packet *p)
+{
+	__u32 offset = p->hash & 7;
+
+	return p->proto == IPPROTO_TCP && word_state(p->word) != CLOSING && !p->disturbed &&
+	       (word_state(p->word) != ESTABLISHED || (word_tick(p->word) + offset) >> 3 != (p->tick + offset) >> 3);
+}
+
+// prove_source notes the source of a packet whose IP header begins at l3.
+static __always_inline void prove_source(void *l3, void *end, bool ipv6)
+{
+	struct ipv6hdr *ip6 = l3;
+	struct iphdr *ip = l3;
+	struct address src;
+
+	if (ipv6) {
+		if ((void *)(ip6 + 1) > end || !set_ipv6(&src, &ip6->saddr)) // cannot be
+			return;
+	} else {
+		if ((void *)(ip + 1) > end) // cannot be
+			return;
+		set_ipv4(&src, ip->saddr);
+	}
+	prove(&src);
+}
+
 // fast_forward sends a packet that fast_find has found, and counts it for its slot. It returns what is to become of the frame; XDP_PASS
 // means that it could not be sent, and is as it was.
 __noinline int fast_forward(struct xdp_md *ctx, struct fast_packet *p)
@@ -179,7 +208,11 @@ __noinline int fast_forward(struct xdp_md *ctx, struct fast_packet *p)
 	barrier_var(size); // the compiler would turn the sum round, and subtract from a pointer
 	long padding = size - l3 - p->length;
 
-	if (!t || (padding > 0 && bpf_xdp_adjust_tail(ctx, -padding)))
+	if (!t)
+		return XDP_PASS;
+	if (word_tick(p->word) != p->tick && tells(p))
+		prove_source(frame + l3, end, p->ipv6);
+	if (padding > 0 && bpf_xdp_adjust_tail(ctx, -padding))
 		return XDP_PASS;
 	if (!encapsulate(ctx, l3, t, p->length, p->class, p->ipv6, p->hash))
 		return XDP_PASS;

@@ -113,6 +113,33 @@ static __always_inline bool is_proved(__u64 hash)
 	return false;
 }
 
+// prove is guard.Proved.Add: it notes that a source has proved its address.
+static __always_inline void prove(const struct address *src)
+{
+	__u64 hash = source_hash(src), old = 0;
+	__u32 at = hash & proved_mask, now = (bpf_ktime_get_coarse_ns() >> PROVED_SHIFT) + 1, place = 0;
+	struct proved_line *line = bpf_map_lookup_elem(&proved, &at);
+	__s64 oldest = -(1LL << 62);
+
+	if (!line) // cannot be
+		return;
+	// The source's own word, else the first that is free, else the oldest.
+	for (int i = 0; i < 8; i++) {
+		__u64 w = *(volatile __u64 *)&line->word[i];
+		__s64 age = w ? (__s32)(now - (__u32)w) : 1LL << 62;
+
+		if (w && w >> 32 == hash >> 32)
+			age = (1LL << 62) + 1;
+		if (age > oldest) {
+			oldest = age;
+			place = i;
+			old = w;
+		}
+	}
+	// If somebody else was quicker, the source tells it again with its next packets.
+	__sync_val_compare_and_swap(&line->word[place % 8], old, (hash & ~0xffffffffULL) | now);
+}
+
 // is_shed reports whether a packet to a VIP, whose IP header is in the frame, is to be dropped, and counts it.
 static __always_inline bool is_shed(void *l3, void *end, bool ipv4, const struct address *src, const struct address *vip)
 {

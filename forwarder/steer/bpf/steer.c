@@ -213,6 +213,7 @@ int sluice_steer(struct xdp_md *ctx)
 	if (state) {
 		fast.generation = *(volatile __u64 *)&state->generation;
 		fast.unsettled_until = *(volatile __u64 *)&state->unsettled_until;
+		fast.disturbed = *(volatile __u64 *)&state->disturbed;
 	}
 
 	// A frame too short to hold a destination is nobody's, and the stack drops it.

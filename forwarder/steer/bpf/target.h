@@ -75,7 +75,8 @@ const volatile __u32 fast_services; // half of those of services
 struct fast_state {
 	__u64 generation;      // of the snapshot in force, the second half if odd; 0: there is none, and no fast path
 	__u64 unsettled_until; // until when packets of flows whose word is not established tell the workers something, ns
-	__u64 zero[6];
+	__u64 disturbed;       // there is a flood or an overload: sources prove nothing by their connections
+	__u64 zero[5];
 };
 
 // Shared by all interfaces, written by Go, each word by itself.
