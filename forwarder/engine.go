@@ -97,6 +97,7 @@ type Engine struct {
 
 	fast       FastPath
 	fastExits  [MaxInterfaces]bool // where it can send
+	fastTables []*maglev.Pool      // whose lookup tables it has, by service number
 	fastFailed error               // why the last snapshot could not be published to it; nil: it was
 
 	unreachable unreachables

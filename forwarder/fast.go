@@ -1,12 +1,14 @@
 package forwarder
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
+	"github.com/sluice-lb/sluice/maglev"
 )
 
 // FastPath forwards packets of flows that have a word before they get to a worker: the XDP program, as steer.Steer has it. It knows what
@@ -16,6 +18,8 @@ type FastPath interface {
 	PublishFast(targets []steer.Target, services []steer.FastService) error
 	// SlotCount is what it has forwarded to a slot: packets, and bytes of IP as received.
 	SlotCount(slot int) (packets, bytes uint64)
+	// SetTables gives services, by number, their lookup tables, which it goes by while no daemon runs.
+	SetTables(tables map[int]steer.LookupTable) error
 	// Words are what it is told otherwise.
 	Words() steer.FastWords
 }
@@ -40,13 +44,43 @@ func (e *Engine) publishFast(snap *Snapshot, specs []*ServiceSpec) {
 			targets[i] = t.fast()
 		}
 	}
-	if err := e.fast.PublishFast(targets, services); err != nil {
+	if err := errors.Join(e.setTables(), e.fast.PublishFast(targets, services)); err != nil {
 		// What was there before goes on: it named the same backends, or backends that are gone, whose slots nobody else has got yet.
 		e.fastFailed = err
 		_ = e.fast.PublishFast(nil, nil)
 		return
 	}
 	e.fastFailed = nil
+}
+
+// setTables gives the fast path the lookup tables that have changed. e.mu is held.
+func (e *Engine) setTables() error {
+	pools := make([]*maglev.Pool, len(e.numbers))
+	for _, s := range e.services {
+		pools[s.number] = s.live.Pool
+	}
+	changes := map[int]steer.LookupTable{}
+	for i := range max(len(pools), len(e.fastTables)) {
+		var pool, had *maglev.Pool
+		if i < len(pools) {
+			pool = pools[i]
+		}
+		if i < len(e.fastTables) {
+			had = e.fastTables[i]
+		}
+		switch {
+		case pool == had:
+		case pool == nil:
+			changes[i] = steer.LookupTable{}
+		default:
+			changes[i] = steer.LookupTable{Entries: pool.Table().Entries(), Slots: pool.Slots()}
+		}
+	}
+	if err := e.fast.SetTables(changes); err != nil {
+		return err
+	}
+	e.fastTables = pools
+	return nil
 }
 
 // SetFastExits says which interfaces of the node's list the fast path can send by.
@@ -78,7 +112,7 @@ func FastProblem(s *ServiceSpec, l *Limits, tunnel *Tunnel) string {
 
 // fast is what the fast path knows of a service.
 func (s *ServiceSpec) fast() steer.FastService {
-	f := steer.FastService{VIP: s.VIP.Unmap(), Proto: s.Protocol, Keeps: s.OnDown == OnDownKeep, Settles: s.Defence != DefenceOff}
+	f := steer.FastService{VIP: s.VIP.Unmap(), Proto: s.Protocol, Keeps: s.OnDown == OnDownKeep, Settles: s.Defence != DefenceOff, BySource: s.Scheduler == maglev.Source}
 	for _, r := range s.Ports {
 		f.Ports = append(f.Ports, steer.PortRange(r))
 	}

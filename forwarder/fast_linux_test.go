@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/guard"
+	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
 	"github.com/sluice-lb/sluice/internal/shm"
@@ -83,7 +86,7 @@ func newFastRig(t *testing.T, seed uint64) *fastRig {
 	}
 	t.Cleanup(func() { r.steer.Close() })
 	if err := r.steer.ShareFlows(steer.FastTable{
-		Flows: tableMap, Lines: int(n) / 8, Admits: admitMap, Key: keys.Flow, Slots: 64, Services: 64,
+		Flows: tableMap, Lines: int(n) / 8, Admits: admitMap, Key: keys.Flow, Mix: keys.Mix, Slots: 64, Services: 64,
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -114,7 +117,17 @@ func newFastRig(t *testing.T, seed uint64) *fastRig {
 	t.Cleanup(func() { r.nic.Umem().Close() })
 	r.worker = r.engine.NewWorker(r.io())
 	r.engine.SetFastExits([MaxInterfaces]bool{true})
+	r.alive(true)
 	return r
+}
+
+// alive says whether there is a daemon.
+func (r *fastRig) alive(yes bool) {
+	until := uint64(0)
+	if yes {
+		until = math.MaxUint64
+	}
+	atomic.StoreUint64(r.steer.Words().Alive, until)
 }
 
 func (r *fastRig) array(name string, words int) (*shm.Memory, *ebpf.Map) {
@@ -406,4 +419,140 @@ func TestFastPathEqualsWorker(t *testing.T) {
 	if st.Forwarded != uint64(forwarded) || slots != st.Forwarded {
 		t.Errorf("%d packets were forwarded; the program counted %d, and %d for slots", forwarded, st.Forwarded, slots)
 	}
+}
+
+// shown is what the program makes of a frame: its verdict, and the address that it is sent to, if it is.
+func (r *fastRig) shown(frame []byte) (verdict uint32, to netip.Addr) {
+	r.t.Helper()
+	r.now.Store(r.clock())
+	verdict, err := r.program.Run(&ebpf.RunOptions{Data: frame, DataOut: r.out[:cap(r.out)]})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if verdict != xdpTX && verdict != xdpRedirect {
+		return verdict, to
+	}
+	for _, a := range r.engine.Addresses() {
+		if m := macOf(a); bytes.Equal(r.out[:6], m[:]) {
+			return verdict, a
+		}
+	}
+	r.t.Fatalf("sent to the unknown MAC %x", r.out[:6])
+	return verdict, to
+}
+
+// byTable is where a packet without a word goes while no daemon runs: to the first candidate that is up.
+func (r *fastRig) byTable(s *serviceState, frame []byte) netip.Addr {
+	var m packet.Meta
+	packet.Parse(frame, &r.engine.keys.Flow, &m)
+	pool, key := s.live.Pool, r.engine.keys.Mix
+	entries, slots := pool.Table().Entries(), pool.Slots()
+	up := func(slot uint32) bool { return maglev.Admit(r.engine.live.Admit[slot].Load()).State() == maglev.Up }
+	for i := range 8 {
+		if slot := slots[entries[maglev.Mix(key, m.Hash, i)>>32*uint64(len(entries))>>32]]; up(slot) {
+			return r.engine.slots.states[slot].key.address
+		}
+	}
+	start := maglev.Mix(key, m.Hash, 8) >> 32 * uint64(len(slots)) >> 32
+	for i := range slots {
+		if slot := slots[(int(start)+i)%len(slots)]; up(slot) {
+			return r.engine.slots.states[slot].key.address
+		}
+	}
+	return netip.Addr{}
+}
+
+// While no daemon runs, packets without a word go by the lookup tables and admit words, flows that have one where it says, and what cannot
+// be forwarded is the kernel's or dropped; later all of it is.
+func TestFastPathWithoutDaemon(t *testing.T) {
+	r := newFastRig(t, 2)
+	services := fastServices()
+	if err := r.steer.SetVIPs([]netip.Addr{vip4, vip6, netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr("2001:db8::11")}); err != nil {
+		t.Fatal(err)
+	}
+	r.apply(services...)
+	frames := r.fastFrames(services)
+	words := map[string]netip.Addr{} // where flows go that have a word, by one of their packets
+	for i, f := range frames {
+		if i%3 == 0 {
+			r.pass(f)
+		}
+	}
+	copy(r.words, r.testRig.words)
+	for _, f := range frames {
+		if w := r.word(f); w != 0 {
+			words[string(f)] = r.engine.slots.states[w.Slot()].key.address
+		}
+	}
+	if len(words) < len(frames)/10 {
+		t.Fatalf("%d of %d packets are of flows with a word: the test shows little", len(words), len(frames))
+	}
+	r.alive(false)
+	r.steer.SetOrphans(steer.Orphans{For: time.Hour * 1e5, Drop: true}) // the clock began when the machine did
+	before, err := r.steer.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	forwarded, refused := uint64(0), uint64(0)
+	for round := range 3 {
+		if round == 1 { // some are down: flows of these and new ones go elsewhere
+			for _, s := range services {
+				r.engine.SetAdmit(s.Name, s.Backends[r.rng.IntN(3)].Name, maglev.MakeAdmit(maglev.Down, 0))
+			}
+		}
+		if round == 2 { // others drain, and take no new ones
+			for _, s := range services {
+				r.engine.SetAdmit(s.Name, s.Backends[r.rng.IntN(3)].Name, maglev.MakeAdmit(maglev.Draining, 0))
+			}
+		}
+		for n, f := range frames {
+			s := r.engine.services[services[n/(24*8)].Name]
+			verdict, to := r.shown(f)
+			if FastProblem(&s.spec, &r.engine.limits, &r.engine.tunnel) != "" {
+				if refused++; verdict != xdpDrop {
+					t.Fatalf("%s: verdict %d for a packet that the fast path cannot forward", s.spec.Name, verdict)
+				}
+				continue
+			}
+			want, known := words[string(f)], false
+			if want.IsValid() {
+				slot := r.engine.slots.byKey[slotKey{service: s.number, address: want}]
+				state := maglev.Admit(r.engine.live.Admit[slot].Load()).State()
+				syn := packetFlags(f)&packet.SYN != 0
+				known = state == maglev.Up || !syn && (state == maglev.Draining || state == maglev.Down && s.spec.OnDown == OnDownKeep)
+			}
+			if !known {
+				want = r.byTable(s, f)
+			}
+			if !want.IsValid() { // all of its backends are down or draining
+				if refused++; verdict != xdpDrop {
+					t.Fatalf("%s: verdict %d without a backend", s.spec.Name, verdict)
+				}
+				continue
+			}
+			if forwarded++; to != want {
+				t.Fatalf("round %d: %s: %x goes to %v, verdict %d, want %v (by its word: %v)", round, s.spec.Name, f, to, verdict, want, known)
+			}
+		}
+	}
+	after, err := r.steer.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := after.Orphaned - before.Orphaned; got != forwarded || after.Forwarded-before.Forwarded != forwarded || after.NoDaemon-before.NoDaemon != refused {
+		t.Errorf("%d forwarded and %d refused, counted %d orphaned, %d forwarded, %d without a daemon", forwarded, refused, got,
+			after.Forwarded-before.Forwarded, after.NoDaemon-before.NoDaemon)
+	}
+	r.steer.SetOrphans(steer.Orphans{For: 1, Drop: false})
+	for _, f := range frames {
+		if verdict, _ := r.shown(f); verdict != 2 {
+			t.Fatalf("verdict %d after the time without a daemon, want that the kernel gets the packet", verdict)
+		}
+	}
+}
+
+func packetFlags(frame []byte) uint16 {
+	var m packet.Meta
+	packet.Parse(frame, &packet.Key{}, &m)
+	return m.Flags
 }

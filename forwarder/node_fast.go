@@ -43,7 +43,7 @@ func (n *Node) shareFlows() (FastPath, []atomic.Uint32, error) {
 	defer admits.Close() // the program and the memory keep what they need
 	n.admitMemory = memory
 	err = n.steer.ShareFlows(steer.FastTable{
-		Flows: array, Lines: len(n.tableFile.words) / (shm.LineBytes / 8), Admits: admits, Key: n.config.Keys.Flow,
+		Flows: array, Lines: len(n.tableFile.words) / (shm.LineBytes / 8), Admits: admits, Key: n.config.Keys.Flow, Mix: n.config.Keys.Mix,
 		Slots: fastRoom(n.config.Backends, leastFastSlots, conntrack.MaxSlots), Services: fastRoom(n.config.Services, leastFastServices, MaxServices),
 	})
 	if err != nil {

@@ -19,8 +19,8 @@ type Stats struct {
 	Shed []ShedStats `json:"shed,omitempty"`
 }
 
-// SteerStats is what the XDP programs counted on all interfaces: ToVIPs + Replies = Redirected + Forwarded + NoExit + NoSocket +
-// Loops + Denied + Banned + Shed.
+// SteerStats is what the XDP programs counted on all interfaces: ToVIPs + Replies = Redirected + Forwarded + NoExit + NoDaemon +
+// NoSocket + Loops + Denied + Banned + Shed.
 type SteerStats struct {
 	ToVIPs     uint64 `json:"to_vips"`    // packets whose destination is a VIP, or that of the packet inside
 	Replies    uint64 `json:"replies"`    // packets from NAT backends, and ICMP errors about packets to these
@@ -32,6 +32,8 @@ type SteerStats struct {
 	Shed       uint64 `json:"shed"`       // dropped because the workers cannot take all, and their source has proved nothing
 	Forwarded  uint64 `json:"forwarded"`  // sent to their backends by the fast path
 	NoExit     uint64 `json:"no_exit"`    // dropped there, because the interface that they were to leave by is gone
+	NoDaemon   uint64 `json:"no_daemon"`  // not forwarded because no daemon ran, or its workers stood still
+	Orphaned   uint64 `json:"orphaned"`   // of forwarded and no_exit, those while no daemon ran
 }
 
 // WorkerStats is one worker's books. At rest Received = Forwarded + Answered + Held + Σ Dropped, and the frames that its

@@ -142,6 +142,9 @@ func (t *Table) Weights() []uint16 { return t.weights }
 // Size returns the number of entries.
 func (t *Table) Size() int { return t.size }
 
+// Entries returns the table itself: of each entry the index of its backend in Names. It must not be changed.
+func (t *Table) Entries() []uint16 { return t.entries }
+
 // Shares returns how many entries each backend has, by index. The caller must not change it.
 func (t *Table) Shares() []int { return t.shares }
 

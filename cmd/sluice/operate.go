@@ -202,7 +202,7 @@ func printStatus(out io.Writer, s control.Status) error {
 	fmt.Fprintf(w, "to VIPs: %d packets, from NAT backends: %d; %d received, %d forwarded, %d answered, %d held; %d more were sent\n",
 		steer.ToVIPs, steer.Replies, received, forwarded, answered, held, generated)
 	for reason, n := range map[packet.Reason]uint64{
-		packet.NoSocket: steer.NoSocket, packet.NoExit: steer.NoExit, packet.Loop: steer.Loops, packet.Denied: steer.Denied, packet.Banned: steer.Banned,
+		packet.NoSocket: steer.NoSocket, packet.NoExit: steer.NoExit, packet.NoDaemon: steer.NoDaemon, packet.Loop: steer.Loops, packet.Denied: steer.Denied, packet.Banned: steer.Banned,
 		packet.Shed: steer.Shed,
 	} {
 		if n > 0 {

@@ -275,9 +275,9 @@ func (n *rigNode) reload() (control.ReloadResult, error) {
 func checkBooks(st control.Status) error {
 	var errs []error
 	s := st.Traffic.Steer
-	if s.ToVIPs+s.Replies != s.Redirected+s.Forwarded+s.NoExit+s.NoSocket+s.Loops+s.Denied+s.Banned+s.Shed {
-		errs = append(errs, fmt.Errorf("XDP: %d packets to VIPs and %d replies, but %d redirected + %d forwarded + %d no_exit + %d no_socket + %d loops + %d denied + %d banned + %d shed",
-			s.ToVIPs, s.Replies, s.Redirected, s.Forwarded, s.NoExit, s.NoSocket, s.Loops, s.Denied, s.Banned, s.Shed))
+	if s.ToVIPs+s.Replies != s.Redirected+s.Forwarded+s.NoExit+s.NoDaemon+s.NoSocket+s.Loops+s.Denied+s.Banned+s.Shed {
+		errs = append(errs, fmt.Errorf("XDP: %d packets to VIPs and %d replies, but %d redirected + %d forwarded + %d no_exit + %d no_daemon + %d no_socket + %d loops + %d denied + %d banned + %d shed",
+			s.ToVIPs, s.Replies, s.Redirected, s.Forwarded, s.NoExit, s.NoDaemon, s.NoSocket, s.Loops, s.Denied, s.Banned, s.Shed))
 	}
 	var received, out, sent, ring uint64
 	for _, w := range st.Traffic.Workers {

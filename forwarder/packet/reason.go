@@ -51,6 +51,7 @@ const (
 	Internal                      // internal
 	NoSocket                      // no_socket
 	NoExit                        // no_exit
+	NoDaemon                      // no_daemon
 	Denied                        // denied
 	Banned                        // banned
 	Shed                          // shed
@@ -100,6 +101,7 @@ var reasons = [NumReasons]struct{ name, sentence string }{
 	EgressDown:      {"egress_down", "The outgoing interface is down or gone."},
 	Internal:        {"internal", "A fault inside the worker dropped the packet's batch; the log has the details."},
 	NoSocket:        {"no_socket", "The receive queue had no AF_XDP socket when the packet arrived."},
+	NoDaemon:        {"no_daemon", "No daemon ran, or its workers stood still, and the packet was not one that the fast path forwards then."},
 	NoExit:          {"no_exit", "The interface that the fast path was to send the packet by was gone."},
 	Denied:          {"denied", "The source is on a deny list."},
 	Banned:          {"banned", "The source was far over its limit, and is dropped in the XDP program for a while."},

@@ -43,7 +43,7 @@ func TestReasonsAreStable(t *testing.T) {
 	want := "truncated not_ip bad_ip_header bad_ihl bad_length bad_checksum land source_loopback source_multicast source_invalid " +
 		"extension_header routing_header bad_fragment tiny_fragment protocol bad_transport icmp bad_icmp not_vip source_vip " +
 		"no_service echo_limit fragment_overlap fragment_unknown source_limit service_limit node_limit challenged challenge_answer unproved no_backend backend_down no_route no_neighbour ttl_expired too_big tx_full " +
-		"egress_down internal no_socket no_exit denied banned shed loop"
+		"egress_down internal no_socket no_exit no_daemon denied banned shed loop"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("reasons\n got %s\nwant %s", got, want)
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -21,8 +22,15 @@ type FastTable struct {
 	Lines  int
 	Admits *ebpf.Map // admit words, 32 bits each, by slot
 	Key    [2]uint64 // packet.Key
+	Mix    uint64    // the key of maglev.Mix
 	// Slots and Services are how many of each the fast path has room for; those with higher numbers are the workers' alone.
 	Slots, Services int
+}
+
+// Orphans says what the fast path does while no daemon runs.
+type Orphans struct {
+	For  time.Duration // for how long it goes on forwarding
+	Drop bool          // packets to VIPs that it does not forward then, and all of them afterwards, are dropped; else the kernel gets them
 }
 
 // NoExit is the Exit of a target to which the fast path sends nothing.
@@ -52,13 +60,16 @@ type FastService struct {
 	Ports   []PortRange
 	Keeps   bool // a backend that is down keeps its flows
 	Settles bool // the workers look at every packet of a flow whose word is not established
+	// BySource says that the client's address chooses the backend, and not the flow's hash: new flows go nowhere while no daemon runs.
+	BySource bool
 }
 
 // Flags of services; as in bpf/target.h.
 const (
-	serviceTCP     = 1
-	serviceKeeps   = 2
-	serviceSettles = 4
+	serviceTCP      = 1
+	serviceKeeps    = 2
+	serviceSettles  = 4
+	serviceBySource = 8
 )
 
 // countSlots is how many slots' counts are on a line.
@@ -72,7 +83,8 @@ type fast struct {
 	state           []uint64 // the map fastpath
 	counts          []uint64 // packets and bytes by CPU and slot
 	targets         *ebpf.Memory
-	served          *ebpf.Memory
+	kept            *ebpf.Memory // of services
+	ports           mirror[trieKey, uint32]
 	halves          [2]fastHalf
 	waiter          *acl // which knows how to wait for running programs
 }
@@ -82,6 +94,9 @@ const (
 	fastGeneration = 0
 	fastUnsettled  = 1
 	fastDisturbed  = 2
+	fastAlive      = 3
+	fastOrphanTime = 4
+	fastOrphanThen = 5
 )
 
 // fastHalf is what one half of the maps holds.
@@ -116,7 +131,8 @@ func (s *Steer) ShareFlows(t FastTable) (err error) {
 	}
 	s.spec.Maps[steerMapTargets].MaxEntries = uint32(2 * f.slots)
 	s.spec.Maps[steerMapServices].MaxEntries = uint32(2 * f.services)
-	for _, name := range []string{steerMapTargets, steerMapServices} {
+	s.spec.Maps[steerMapTables].MaxEntries = uint32(f.services)
+	for _, name := range []string{steerMapTargets, steerMapServices, steerMapTables} {
 		m, err := ebpf.NewMap(s.spec.Maps[name])
 		if err != nil {
 			return fmt.Errorf("make the map %s of %d elements: %w%s", name, s.spec.Maps[name].MaxEntries, err, privilegeHint(err))
@@ -129,7 +145,8 @@ func (s *Steer) ShareFlows(t FastTable) (err error) {
 	if f.targets, err = s.maps[steerMapTargets].Memory(); err != nil {
 		return err
 	}
-	if f.served, err = s.maps[steerMapServices].Memory(); err != nil {
+	f.ports = newMirror[trieKey, uint32](s.maps[steerMapServed], "destination of a service", func(k trieKey) any { return k })
+	if f.kept, err = s.maps[steerMapServices].Memory(); err != nil {
 		return err
 	}
 	for i := range f.halves {
@@ -137,6 +154,7 @@ func (s *Steer) ShareFlows(t FastTable) (err error) {
 	}
 	v := s.spec.Variables
 	return errors.Join(
+		v[steerVarMixKey].Set(t.Mix),
 		v[steerVarFlowMask].Set(uint32(t.Lines-1)),
 		v[steerVarFlowKey].Set(steerFlowKey{K0: t.Key[0], K1: t.Key[1]}),
 		v[steerVarFastSlots].Set(uint32(f.slots)),
@@ -188,6 +206,9 @@ func (s *Steer) PublishFast(targets []Target, services []FastService) error {
 	if err := f.write(half, targets, services); err != nil {
 		return fmt.Errorf("publish targets to the fast path: %w", err)
 	}
+	if err := f.serve(services); err != nil {
+		return fmt.Errorf("publish services to the fast path: %w", err)
+	}
 	if err := f.waiter.wait(); err != nil { // all CPUs see the half from now on
 		return fmt.Errorf("publish targets to the fast path: %w", err)
 	}
@@ -225,12 +246,33 @@ func (f *fast) write(half int, targets []Target, services []FastService) error {
 			continue
 		}
 		var err error
-		if buffer, err = put(f.served, buffer[:0], half*f.services+i, &next); err != nil {
+		if buffer, err = put(f.kept, buffer[:0], half*f.services+i, &next); err != nil {
 			return err
 		}
 		h.services[i] = next
 	}
 	return nil
+}
+
+// serve brings the destinations up to date, which only packets without a word are looked up by, while no daemon runs.
+func (f *fast) serve(services []FastService) error {
+	want := map[trieKey]uint32{}
+	for number := range services[:min(len(services), f.services)] {
+		s := &services[number]
+		if len(s.Ports) == 0 || len(s.Ports) > MaxFastRanges {
+			continue
+		}
+		for _, k := range destinationKeys(s.VIP, s.Proto, s.Ports) {
+			want[k] = uint32(number)
+		}
+	}
+	if err := f.ports.fits(want); err != nil {
+		return err
+	}
+	if err := f.ports.remove(want); err != nil {
+		return err
+	}
+	return f.ports.put(want)
 }
 
 // put writes element i of a map that is mapped.
@@ -270,6 +312,9 @@ func (s *FastService) encode() steerService {
 	if s.Keeps {
 		out.Flags |= serviceKeeps
 	}
+	if s.BySource {
+		out.Flags |= serviceBySource
+	}
 	if s.Settles {
 		out.Flags |= serviceSettles
 	}
@@ -280,11 +325,103 @@ func (s *FastService) encode() steerService {
 type FastWords struct {
 	Unsettled *uint64 // until when packets of TCP flows whose word is not established are the workers', CLOCK_MONOTONIC ns
 	Disturbed *uint64 // not 0: there is a flood or an overload, and no connection proves its source
+	// Alive is until when there is a daemon whose workers work, CLOCK_MONOTONIC ns, unless it says so again. What there is nobody to
+	// take then is as SetOrphans says.
+	Alive *uint64
 }
 
 // Words returns the fast path's words. After ShareFlows.
 func (s *Steer) Words() FastWords {
-	return FastWords{Unsettled: &s.fast.state[fastUnsettled], Disturbed: &s.fast.state[fastDisturbed]}
+	return FastWords{Unsettled: &s.fast.state[fastUnsettled], Disturbed: &s.fast.state[fastDisturbed], Alive: &s.fast.state[fastAlive]}
+}
+
+// SetOrphans says what becomes of packets while no daemon runs. After ShareFlows.
+func (s *Steer) SetOrphans(o Orphans) {
+	then := uint64(xdpPass)
+	if o.Drop {
+		then = xdpDrop
+	}
+	atomic.StoreUint64(&s.fast.state[fastOrphanTime], uint64(o.For))
+	atomic.StoreUint64(&s.fast.state[fastOrphanThen], then)
+}
+
+// What enum xdp_action calls the verdicts.
+const (
+	xdpDrop = 1
+	xdpPass = 2
+)
+
+// LookupTable is what the fast path goes by for packets without a word while no daemon runs: of each entry the index of its backend, and of
+// each backend the slot.
+type LookupTable struct {
+	Entries []uint16
+	Slots   []uint32
+}
+
+// tableLine is how many bytes a line of a table has; as in bpf/orphan.h.
+const tableLine = 64
+
+// SetTables gives services, by number, their lookup tables; an empty one takes it away. Any goroutine may call it.
+func (s *Steer) SetTables(tables map[int]LookupTable) (err error) {
+	f := &s.fast
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	outer := s.maps[steerMapTables]
+	var numbers, made []uint32 // made are descriptors
+	for number, t := range tables {
+		if number >= f.services {
+			continue
+		}
+		if len(t.Entries) == 0 || len(t.Slots) == 0 {
+			if err := outer.Delete(uint32(number)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return fmt.Errorf("take the lookup table of service %d away: %w", number, err)
+			}
+			continue
+		}
+		m, err := s.newTable(&t)
+		if err != nil {
+			return fmt.Errorf("lookup table of service %d: %w%s", number, err, privilegeHint(err))
+		}
+		defer m.Close() // the map that it is in keeps it
+		numbers, made = append(numbers, uint32(number)), append(made, uint32(m.FD()))
+	}
+	if len(numbers) == 0 {
+		return nil
+	}
+	// Each change of such a map waits for running programs; together they wait once.
+	if _, err := outer.BatchUpdate(numbers, made, nil); err != nil {
+		return fmt.Errorf("set %d lookup tables: %w", len(numbers), err)
+	}
+	return nil
+}
+
+// newTable makes the map of a lookup table.
+func (s *Steer) newTable(t *LookupTable) (*ebpf.Map, error) {
+	lines := func(n, each int) int { return (n + each - 1) / each * tableLine }
+	entries := lines(len(t.Entries), tableLine/2)
+	bytes := make([]byte, tableLine+entries+lines(len(t.Slots), tableLine/4))
+	binary.LittleEndian.PutUint32(bytes[0:], uint32(len(t.Entries)))
+	binary.LittleEndian.PutUint32(bytes[4:], uint32(len(t.Slots)))
+	for i, e := range t.Entries {
+		binary.LittleEndian.PutUint16(bytes[tableLine+2*i:], e)
+	}
+	for i, slot := range t.Slots {
+		binary.LittleEndian.PutUint32(bytes[tableLine+entries+4*i:], slot)
+	}
+	spec := s.spec.Maps[steerMapTables].InnerMap.Copy()
+	spec.MaxEntries = uint32(len(bytes) / tableLine)
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return nil, err
+	}
+	memory, err := m.Memory()
+	if err == nil {
+		_, err = memory.WriteAt(bytes, 0)
+	}
+	if err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
 }
 
 // SetExit says which interface of this network namespace the one with this number is; 0: it is gone.

@@ -54,6 +54,8 @@ type steerCounters struct {
 	Shed       uint64
 	Forwarded  uint64
 	NoExit     uint64
+	NoDaemon   uint64
+	Orphaned   uint64
 }
 
 type steerDestination struct {
@@ -70,7 +72,10 @@ type steerFastState struct {
 	Generation     uint64
 	UnsettledUntil uint64
 	Disturbed      uint64
-	Zero           [5]uint64
+	AliveUntil     uint64
+	OrphanTime     uint64
+	OrphanAction   uint64
+	Zero           [2]uint64
 }
 
 type steerFlowKey struct {
@@ -203,11 +208,13 @@ const (
 	steerMapReplyBlocks     = "reply_blocks"
 	steerMapReplyDatagrams  = "reply_datagrams"
 	steerMapReplySources    = "reply_sources"
+	steerMapServed          = "served"
 	steerMapServices        = "services"
 	steerMapShed            = "shed"
 	steerMapShedCounts      = "shed_counts"
 	steerMapSlotCounts      = "slot_counts"
 	steerMapStats           = "stats"
+	steerMapTables          = "tables"
 	steerMapTargets         = "targets"
 	steerMapVips            = "vips"
 	steerMapXsks            = "xsks"
@@ -218,6 +225,7 @@ const (
 	steerVarFastSlots       = "fast_slots"
 	steerVarFlowKey         = "flow_key"
 	steerVarFlowMask        = "flow_mask"
+	steerVarMixKey          = "mix_key"
 	steerVarOwnExit         = "own_exit"
 	steerVarOwnMac          = "own_mac"
 	steerVarProvedKey       = "proved_key"
@@ -287,11 +295,13 @@ type steerMapSpecs struct {
 	ReplyBlocks     *ebpf.MapSpec `ebpf:"reply_blocks"`
 	ReplyDatagrams  *ebpf.MapSpec `ebpf:"reply_datagrams"`
 	ReplySources    *ebpf.MapSpec `ebpf:"reply_sources"`
+	Served          *ebpf.MapSpec `ebpf:"served"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
 	Shed            *ebpf.MapSpec `ebpf:"shed"`
 	ShedCounts      *ebpf.MapSpec `ebpf:"shed_counts"`
 	SlotCounts      *ebpf.MapSpec `ebpf:"slot_counts"`
 	Stats           *ebpf.MapSpec `ebpf:"stats"`
+	Tables          *ebpf.MapSpec `ebpf:"tables"`
 	Targets         *ebpf.MapSpec `ebpf:"targets"`
 	Vips            *ebpf.MapSpec `ebpf:"vips"`
 	Xsks            *ebpf.MapSpec `ebpf:"xsks"`
@@ -307,6 +317,7 @@ type steerVariableSpecs struct {
 	FastSlots     *ebpf.VariableSpec `ebpf:"fast_slots"`
 	FlowKey       *ebpf.VariableSpec `ebpf:"flow_key"`
 	FlowMask      *ebpf.VariableSpec `ebpf:"flow_mask"`
+	MixKey        *ebpf.VariableSpec `ebpf:"mix_key"`
 	OwnExit       *ebpf.VariableSpec `ebpf:"own_exit"`
 	OwnMac        *ebpf.VariableSpec `ebpf:"own_mac"`
 	ProvedKey     *ebpf.VariableSpec `ebpf:"proved_key"`
@@ -347,11 +358,13 @@ type steerMaps struct {
 	ReplyBlocks     *ebpf.Map `ebpf:"reply_blocks"`
 	ReplyDatagrams  *ebpf.Map `ebpf:"reply_datagrams"`
 	ReplySources    *ebpf.Map `ebpf:"reply_sources"`
+	Served          *ebpf.Map `ebpf:"served"`
 	Services        *ebpf.Map `ebpf:"services"`
 	Shed            *ebpf.Map `ebpf:"shed"`
 	ShedCounts      *ebpf.Map `ebpf:"shed_counts"`
 	SlotCounts      *ebpf.Map `ebpf:"slot_counts"`
 	Stats           *ebpf.Map `ebpf:"stats"`
+	Tables          *ebpf.Map `ebpf:"tables"`
 	Targets         *ebpf.Map `ebpf:"targets"`
 	Vips            *ebpf.Map `ebpf:"vips"`
 	Xsks            *ebpf.Map `ebpf:"xsks"`
@@ -371,11 +384,13 @@ func (m *steerMaps) Close() error {
 		m.ReplyBlocks,
 		m.ReplyDatagrams,
 		m.ReplySources,
+		m.Served,
 		m.Services,
 		m.Shed,
 		m.ShedCounts,
 		m.SlotCounts,
 		m.Stats,
+		m.Tables,
 		m.Targets,
 		m.Vips,
 		m.Xsks,
@@ -392,6 +407,7 @@ type steerVariables struct {
 	FastSlots     *ebpf.Variable `ebpf:"fast_slots"`
 	FlowKey       *ebpf.Variable `ebpf:"flow_key"`
 	FlowMask      *ebpf.Variable `ebpf:"flow_mask"`
+	MixKey        *ebpf.Variable `ebpf:"mix_key"`
 	OwnExit       *ebpf.Variable `ebpf:"own_exit"`
 	OwnMac        *ebpf.Variable `ebpf:"own_mac"`
 	ProvedKey     *ebpf.Variable `ebpf:"proved_key"`

@@ -22,6 +22,7 @@ var sharedMaps = []string{
 	steerMapVips, steerMapOwn, steerMapReplySources, steerMapReplyBlocks, steerMapReplyDatagrams, steerMapStats, sharedData,
 	steerMapAcl, steerMapAclDestinations, aclData, steerMapBans, steerMapShed, steerMapShedCounts, steerMapProved,
 	steerMapFlows, steerMapAdmits, steerMapFastpath, steerMapTargets, steerMapServices, steerMapSlotCounts, steerMapExits,
+	steerMapServed, steerMapTables,
 }
 
 // Steer is what the programs on all interfaces share: the set of VIPs, the sources of replies, the node's own addresses,
@@ -46,7 +47,7 @@ type Steer struct {
 }
 
 // Stats is what the programs counted on all interfaces since New.
-// ToVIPs + Replies = Redirected + Forwarded + NoExit + NoSocket + Loops + Denied + Banned + Shed.
+// ToVIPs + Replies = Redirected + Forwarded + NoExit + NoDaemon + NoSocket + Loops + Denied + Banned + Shed.
 type Stats struct {
 	// Packets whose destination is a VIP. A packet in a loop, which has the VIP as destination inside its outer headers,
 	// is one of them.
@@ -60,6 +61,8 @@ type Stats struct {
 	Shed       uint64 // packets dropped because the workers cannot take all (see SetShed)
 	Forwarded  uint64 // packets sent to their backends by the fast path (see PublishFast)
 	NoExit     uint64 // packets dropped there because the interface that they were to leave by is gone
+	NoDaemon   uint64 // packets not forwarded because no daemon ran (see Orphans)
+	Orphaned   uint64 // of Forwarded and NoExit, those while no daemon ran
 }
 
 // New makes the shared maps, with room for maxVIPs addresses, for maxReplies pairs of address and protocol from which
@@ -248,6 +251,8 @@ func (s *Steer) Stats() (Stats, error) {
 		sum.Shed += c.Shed
 		sum.Forwarded += c.Forwarded
 		sum.NoExit += c.NoExit
+		sum.NoDaemon += c.NoDaemon
+		sum.Orphaned += c.Orphaned
 	}
 	return sum, nil
 }

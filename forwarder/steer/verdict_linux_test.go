@@ -17,8 +17,6 @@ import (
 
 // What enum xdp_action calls the verdicts.
 const (
-	xdpDrop     = 1
-	xdpPass     = 2
 	xdpRedirect = 4
 )
 

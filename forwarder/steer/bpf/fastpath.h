@@ -18,6 +18,7 @@
 #include "flowhash.h"
 #include "flowtable.h"
 #include "header.h"
+#include "orphan.h"
 #include "shed.h"
 #include "target.h"
 
@@ -32,18 +33,26 @@ struct fast_packet {
 	__u64 generation;
 	__u64 unsettled_until; // ns
 	__u64 disturbed;
+	__u64 now;  // ns, up to 10 ms late
 	__u64 hash;
-	__u64 word; // of its flow, as it was found at
+	__u64 word; // of its flow, as it was found at; 0: there is none, or it is to be left as it is
 	struct word_place at;
 	struct address dst;
+	__u32 slot;
 	__u32 tick;
 	__u16 length; // of the IP packet, bytes; 0: it is not a plain one
 	__u16 port;   // destination, host order
 	__u8 proto;
+	__u8 flags;   // TCP: those below
 	__u8 class;   // DSCP and ECN
 	__u8 ipv6;
 	__u8 tagged;  // there is a tag before the IP header
+	__u8 orphan;  // no daemon runs
+	__u8 over;    // and none has for longer than it is to go on without
+	__u8 action;  // what becomes of packets that cannot be forwarded then
 };
+
+enum tcp_flags { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
 
 // plain_ipv4 and plain_ipv6 report whether there is nothing special about an IP header, which is known to be in the frame. They
 // are the plain part of packet.Parse.
@@ -72,14 +81,18 @@ static __always_inline bool plain_ipv6(const struct ipv6hdr *ip6)
 	       (src[0] != dst[0] || src[1] != dst[1] || src[2] != dst[2] || src[3] != dst[3]);
 }
 
-// within reports whether the transport header at l4 is whole, lies within the packet, which ends at stop, and opens or ends nothing.
-static __always_inline bool within(void *l4, void *end, void *stop, __u8 proto)
+// within reports whether the transport header at l4 is whole and lies within the packet, which ends at stop.
+static __always_inline bool within(void *l4, void *end, void *stop, __u8 proto, struct fast_packet *p)
 {
 	struct tcphdr *tcp = l4;
 	struct udphdr *udp = l4;
 
-	if (proto == IPPROTO_TCP)
-		return (void *)(tcp + 1) <= end && tcp->doff >= 5 && l4 + tcp->doff * 4 <= stop && !tcp->syn && !tcp->fin && !tcp->rst;
+	if (proto == IPPROTO_TCP) {
+		if ((void *)(tcp + 1) > end || tcp->doff < 5 || l4 + tcp->doff * 4 > stop)
+			return false;
+		p->flags = ((__u8 *)tcp)[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
+		return true;
+	}
 	if (proto == IPPROTO_UDP)
 		return (void *)(udp + 1) <= end && bpf_ntohs(udp->len) >= sizeof(*udp) && l4 + bpf_ntohs(udp->len) <= stop;
 	return false;
@@ -101,69 +114,116 @@ static __always_inline bool serves(const struct service *s, const struct address
 }
 
 // takes reports whether the word of a packet's flow says where it goes now.
-static __always_inline bool takes(const struct target *t, const struct service *s, __u64 word, __u32 tick, __u64 unsettled_until)
+static __always_inline bool takes(const struct target *t, const struct service *s, const struct fast_packet *p)
 {
-	__u32 age = word_age(word, tick);
-	enum admit_state admit = admit_of(word_slot(word));
+	__u32 age = word_age(p->word, p->tick);
+	enum admit_state admit = admit_of(p->slot);
 
-	if ((age ? age : 1) > t->life[word_state(word)])
+	if ((age ? age : 1) > t->life[word_state(p->word)])
 		return false;
+	if (p->flags & TCP_SYN && !(p->flags & TCP_ACK))
+		return admit == ADMIT_UP;
 	if (admit != ADMIT_UP && admit != ADMIT_DRAINING && !(admit == ADMIT_DOWN && s->flags & SERVICE_KEEPS))
 		return false;
-	return word_state(word) == ESTABLISHED || !(s->flags & SERVICE_TCP) ||
-	       !(s->flags & SERVICE_SETTLES || bpf_ktime_get_coarse_ns() < unsettled_until);
+	return word_state(p->word) == ESTABLISHED || !(s->flags & SERVICE_TCP) || p->orphan ||
+	       !(s->flags & SERVICE_SETTLES || p->now < p->unsettled_until);
 }
 
-// fast_ipv4 and fast_ipv6 read a packet whose IP header is in the frame.
-static __always_inline void fast_ipv4(struct iphdr *ip, void *end, struct fast_packet *p)
+static __always_inline bool fast_ipv4(struct iphdr *ip, void *end, struct fast_packet *p)
 {
 	struct flow_key key = {flow_key.k0, flow_key.k1};
 	__be16 *ports = (__be16 *)(ip + 1);
+
+	if ((void *)(ip + 1) > end || !plain_ipv4(ip))
+		return false;
 	void *stop = (void *)ip + bpf_ntohs(ip->tot_len);
 
-	if (!plain_ipv4(ip) || stop > end || !within(ports, end, stop, ip->protocol))
-		return;
+	if (stop > end || !within(ports, end, stop, ip->protocol, p))
+		return false;
 	p->length = bpf_ntohs(ip->tot_len);
 	p->port = bpf_ntohs(ports[1]);
 	p->proto = ip->protocol;
 	p->class = ip->tos;
 	p->hash = flow_hash_v4(&key, ip->saddr, ip->daddr, ports[0], ports[1], p->proto);
+	return true;
 }
 
-static __always_inline void fast_ipv6(struct ipv6hdr *ip6, void *end, struct fast_packet *p)
+static __always_inline bool fast_ipv6(struct ipv6hdr *ip6, void *end, struct fast_packet *p)
 {
 	struct flow_key key = {flow_key.k0, flow_key.k1};
 	__be16 *ports = (__be16 *)(ip6 + 1);
+
+	if ((void *)(ip6 + 1) > end || !plain_ipv6(ip6))
+		return false;
 	void *stop = (void *)ports + bpf_ntohs(ip6->payload_len);
 
-	if (!plain_ipv6(ip6) || stop > end || !within(ports, end, stop, ip6->nexthdr))
-		return;
+	if (stop > end || !within(ports, end, stop, ip6->nexthdr, p))
+		return false;
 	p->length = bpf_ntohs(ip6->payload_len) + sizeof(*ip6); // of a frame, so it is far below 65,536
 	p->port = bpf_ntohs(ports[1]);
 	p->proto = ip6->nexthdr;
 	p->class = bpf_ntohl(*(__be32 *)ip6) >> 20;
-	p->ipv6 = 1;
 	p->hash = flow_hash_v6(&key, ip6->saddr.in6_u.u6_addr32, ip6->daddr.in6_u.u6_addr32, ports[0], ports[1], p->proto);
+	return true;
 }
 
-// fast_find reports whether a packet goes by the fast path: it is a plain one to a service that does, and its flow has a word that says
-// where it goes. Global functions are verified by themselves.
+static __always_inline long l3_offset(const struct fast_packet *p)
+{
+	return p->tagged ? sizeof(struct ethhdr) + sizeof(struct vlan_tag) : sizeof(struct ethhdr);
+}
+
+// fast_parse reads a packet, of which family and tag are known, and reports whether it is a plain one. Global functions are verified by
+// themselves.
+__noinline int fast_parse(struct xdp_md *ctx, struct fast_packet *p)
+{
+	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data;
+
+	if (!p)
+		return 0;
+	l3 += l3_offset(p);
+	return p->ipv6 ? fast_ipv6(l3, end, p) : fast_ipv4(l3, end, p);
+}
+
+// fast_find reports whether a packet goes by the fast path: it is a plain one to a service that does, it opens and ends nothing, and its
+// flow has a word that says where it goes.
 __noinline int fast_find(struct fast_packet *p)
 {
-	if (!p)
+	if (!p || (p->flags & (TCP_FIN | TCP_SYN | TCP_RST) && !p->orphan))
 		return 0;
 	p->word = find_word(p->hash, &p->at);
 	if (!p->word)
 		return 0;
-	p->tick = tick_now();
-	struct target *t = target_of(p->generation, word_slot(p->word));
+	p->tick = tick_at(p->now);
+	p->slot = word_slot(p->word);
+	struct target *t = target_of(p->generation, p->slot);
 
 	if (!t || t->exit == EXIT_NONE || p->length > t->max_len)
 		return 0;
 	struct service *s = service_of(p->generation, t->service);
 
 	// Of a false hit, a flow of another service with the same fingerprint, the workers know what it is.
-	return s && serves(s, &p->dst, p->proto, p->port) && takes(t, s, p->word, p->tick, p->unsettled_until);
+	return s && serves(s, &p->dst, p->proto, p->port) && takes(t, s, p);
+}
+
+// orphan_find reports whether a packet without a word that says where it goes can go by the lookup table of its service, while no daemon
+// runs.
+__noinline int orphan_find(struct fast_packet *p)
+{
+	if (!p)
+		return 0;
+	struct destination to = {.bits = DESTINATION_BITS, .vip = p->dst, .proto = p->proto, .port = bpf_htons(p->port)};
+	__u32 *number = bpf_map_lookup_elem(&served, &to);
+	struct service *s = number ? service_of(p->generation, *number) : NULL;
+
+	if (!s || s->flags & SERVICE_BY_SOURCE || !serves(s, &p->dst, p->proto, p->port))
+		return 0;
+	struct orphan o = {.generation = p->generation, .number = *number, .length = p->length};
+
+	if (!by_table(&o, p->hash))
+		return 0;
+	p->word = 0;
+	p->slot = o.slot;
+	return 1;
 }
 
 // tells reports whether a packet tells that its source has proved its address: Worker.tellsSource.
@@ -171,7 +231,7 @@ static __always_inline bool tells(const struct fast_packet *p)
 {
 	__u32 offset = p->hash & 7;
 
-	return p->proto == IPPROTO_TCP && word_state(p->word) != CLOSING && !p->disturbed &&
+	return p->proto == IPPROTO_TCP && word_state(p->word) != CLOSING && !p->disturbed && !p->orphan &&
 	       (word_state(p->word) != ESTABLISHED || (word_tick(p->word) + offset) >> 3 != (p->tick + offset) >> 3);
 }
 
@@ -202,23 +262,26 @@ __noinline int fast_forward(struct xdp_md *ctx, struct fast_packet *p)
 
 	if (!p)
 		return XDP_PASS;
-	struct target *t = target_of(p->generation, word_slot(p->word));
-	long l3 = p->tagged ? sizeof(struct ethhdr) + sizeof(struct vlan_tag) : sizeof(struct ethhdr);
+	struct target *t = target_of(p->generation, p->slot);
+	long l3 = l3_offset(p);
 
 	barrier_var(size); // the compiler would turn the sum round, and subtract from a pointer
 	long padding = size - l3 - p->length;
 
 	if (!t)
 		return XDP_PASS;
-	if (word_tick(p->word) != p->tick && tells(p))
+	bool syn = p->flags & TCP_SYN && !(p->flags & TCP_ACK); // only while no daemon runs
+	bool renews = p->word && !syn && (word_tick(p->word) != p->tick || p->flags & (TCP_FIN | TCP_RST));
+
+	if (renews && tells(p))
 		prove_source(frame + l3, end, p->ipv6);
 	if (padding > 0 && bpf_xdp_adjust_tail(ctx, -padding))
 		return XDP_PASS;
 	if (!encapsulate(ctx, l3, t, p->length, p->class, p->ipv6, p->hash))
 		return XDP_PASS;
-	if (word_tick(p->word) != p->tick)
-		refresh_word(&p->at, p->word, p->tick);
-	count_slot(word_slot(p->word), p->length);
+	if (renews)
+		refresh_word(&p->at, p->word, p->tick, p->flags & (TCP_FIN | TCP_RST));
+	count_slot(p->slot, p->length);
 	return t->exit == own_exit ? XDP_TX : bpf_redirect_map(&exits, t->exit, XDP_DROP);
 }
 

@@ -51,10 +51,10 @@ static __always_inline enum word_state word_state(__u64 word)
 	return word & WORD_STATE_MASK;
 }
 
-// tick_now is conntrack.Tick. The coarse clock is the same one, up to 10 ms late, for a tenth of the price.
-static __always_inline __u32 tick_now(void)
+// tick_at is conntrack.Tick.
+static __always_inline __u32 tick_at(__u64 now)
 {
-	return bpf_ktime_get_coarse_ns() >> WORD_TICK_BITS & WORD_TICK_MASK;
+	return now >> WORD_TICK_BITS & WORD_TICK_MASK;
 }
 
 // word_age is conntrack.Age of a word.
@@ -110,18 +110,24 @@ static __always_inline __u64 find_word(__u64 hash, struct word_place *at)
 	return 0;
 }
 
-// refresh_word is conntrack.Table.Refresh for a packet that closes nothing. If the word is another one by now somebody else has
-// refreshed it, or the flow's word is gone: there is nothing to be done in either case.
-static __always_inline void refresh_word(const struct word_place *at, __u64 word, __u32 tick)
+// refresh_word is conntrack.Table.Refresh. If the word is another one by now somebody else has refreshed it, or the flow's word is gone:
+// there is nothing to be done in either case.
+static __always_inline void refresh_word(const struct word_place *at, __u64 word, __u32 tick, bool closing)
 {
-	__u64 next = (word & ~((__u64)WORD_TICK_MASK << WORD_TICK_SHIFT)) | (__u64)tick << WORD_TICK_SHIFT;
-	__u64 *w = word_at(at);
+	enum word_state state = word_state(word);
+	__u64 next = word & ~((__u64)WORD_TICK_MASK << WORD_TICK_SHIFT | WORD_STATE_MASK), *w = word_at(at);
+	__u32 then = word_tick(word);
 
-	if (!w || !word_age(word, tick))
-		return;
-	if (word_state(word) == PROBATION)
-		next += ESTABLISHED - PROBATION;
-	__sync_val_compare_and_swap(w, word, next);
+	if (word_age(word, tick)) {
+		then = tick;
+		if (state == PROBATION)
+			state = ESTABLISHED;
+	}
+	if (closing)
+		state = CLOSING;
+	next |= (__u64)then << WORD_TICK_SHIFT | state;
+	if (w && next != word)
+		__sync_val_compare_and_swap(w, word, next);
 }
 
 #endif

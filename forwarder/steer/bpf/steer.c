@@ -32,7 +32,7 @@
 #include "reply.h"
 #include "shed.h"
 
-// What one CPU counted. to_vips + replies = redirected + forwarded + no_exit + no_socket + loops + denied + banned + shed, always.
+// What one CPU counted. to_vips + replies = redirected + forwarded + no_exit + no_daemon + no_socket + loops + denied + banned + shed, always.
 struct counters {
 	__u64 to_vips;    // packets whose destination is a VIP; those in a loop, of which it is the inner destination, included
 	__u64 replies;    // packets of NAT backends, and ICMP errors about packets to them
@@ -44,6 +44,8 @@ struct counters {
 	__u64 shed;       // dropped because the workers cannot take all
 	__u64 forwarded;  // sent to their backends by the fast path
 	__u64 no_exit;    // dropped there because the interface that they were to leave by is gone
+	__u64 no_daemon;  // not forwarded because no daemon runs, see orphan_action
+	__u64 orphaned;   // of forwarded and no_exit, those while no daemon ran
 };
 
 // The set of VIPs; shared by all interfaces, written by Go.
@@ -131,11 +133,17 @@ static __always_inline bool is_own(const struct address *addr)
 
 enum kind { FOREIGN, TO_VIP, REPLY, LOOP, DENIED, BANNED, SHED };
 
-// admit finds out about a packet to a VIP whose source may be refused. Its header is known to be in the frame.
-static __always_inline enum kind admit(void *l3, void *end, bool ipv4, const struct address *vip)
+// admit finds out about a packet to a VIP whose source may be refused.
+__noinline int admit(struct xdp_md *ctx, struct fast_packet *p)
 {
+	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data;
 	struct address src;
 
+	if (!p)
+		return TO_VIP;
+	bool ipv4 = !p->ipv6;
+
+	l3 += l3_offset(p);
 	if (ipv4) {
 		struct iphdr *ip = l3;
 
@@ -151,23 +159,29 @@ static __always_inline enum kind admit(void *l3, void *end, bool ipv4, const str
 	}
 	if (watched.refusals & BY_BANS && is_banned(&src, ipv4, &watched.ban_masks))
 		return BANNED;
-	if (watched.refusals & BY_ACL && acl_refuses(l3, end, ipv4, &src, vip, watched.refusals & BY_LISTS))
+	if (watched.refusals & BY_ACL && acl_refuses(l3, end, ipv4, &src, &p->dst, watched.refusals & BY_LISTS))
 		return DENIED;
-	if (watched.refusals & BY_SHED && is_shed(l3, end, ipv4, &src, vip))
+	if (watched.refusals & BY_SHED && !p->orphan && is_shed(l3, end, ipv4, &src, &p->dst))
 		return SHED;
 	return TO_VIP;
 }
 
 // classify finds out about a packet that is not to a VIP.
-static __always_inline enum kind classify(void *l3, void *end, bool ipv4)
+__noinline int classify(struct xdp_md *ctx, struct fast_packet *p)
 {
+	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data;
 	struct header h;
 	struct address inner;
 
-	// TCP carries no tunnel: without NAT the node's own sessions need no more than this.
-	if (!watched.replies && (ipv4 ? ((struct iphdr *)l3)->protocol : ((struct ipv6hdr *)l3)->nexthdr) == IPPROTO_TCP)
+	if (!p)
 		return FOREIGN;
+	bool ipv4 = !p->ipv6;
+
+	l3 += l3_offset(p);
 	if (!(ipv4 ? read_ipv4(l3, end, &h) : read_ipv6(l3, end, &h)))
+		return FOREIGN;
+	// TCP carries no tunnel: without NAT the node's own sessions need no more than this.
+	if (!watched.replies && h.proto == IPPROTO_TCP)
 		return FOREIGN;
 	if (watched.own && tunnels(h.proto) && inner_destination(&h, end, watched.gue_port, &inner) &&
 	    bpf_map_lookup_elem(&vips, &inner) && (is_own(&h.dst) || is_own(&h.src)))
@@ -214,6 +228,12 @@ int sluice_steer(struct xdp_md *ctx)
 		fast.generation = *(volatile __u64 *)&state->generation;
 		fast.unsettled_until = *(volatile __u64 *)&state->unsettled_until;
 		fast.disturbed = *(volatile __u64 *)&state->disturbed;
+		fast.now = bpf_ktime_get_coarse_ns();
+		__u64 until = *(volatile __u64 *)&state->alive_until;
+
+		fast.orphan = fast.now >= until;
+		fast.over = fast.orphan && fast.now - until >= *(volatile __u64 *)&state->orphan_time;
+		fast.action = *(volatile __u64 *)&state->orphan_action;
 	}
 
 	// A frame too short to hold a destination is nobody's, and the stack drops it.
@@ -223,29 +243,27 @@ int sluice_steer(struct xdp_md *ctx)
 		if ((void *)(ip + 1) > end)
 			return XDP_PASS;
 		set_ipv4(&dst, ip->daddr);
-		if (fast.generation)
-			fast_ipv4(ip, end, &fast);
 	} else if (proto == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip6 = l3;
 
 		if ((void *)(ip6 + 1) > end || !set_ipv6(&dst, &ip6->daddr))
 			return XDP_PASS;
-		if (fast.generation)
-			fast_ipv6(ip6, end, &fast);
+		fast.ipv6 = 1;
 	} else {
 		return XDP_PASS;
 	}
 	fast.dst = dst;
-	bool known = fast.length && fast_find(&fast);
+	bool plain = fast.generation && fast_parse(ctx, &fast);
+	bool known = plain && fast_find(&fast);
 
 	if (!known && !bpf_map_lookup_elem(&vips, &dst)) {
 		if (!watched.replies && !watched.own)
 			return XDP_PASS;
-		kind = classify(l3, end, proto == bpf_htons(ETH_P_IP));
+		kind = classify(ctx, &fast);
 		if (kind == FOREIGN)
 			return XDP_PASS;
 	} else if (watched.refusals) {
-		kind = admit(l3, end, proto == bpf_htons(ETH_P_IP), &dst);
+		kind = admit(ctx, &fast);
 	}
 
 	struct counters *count = bpf_map_lookup_elem(&stats, &zero);
@@ -264,6 +282,17 @@ int sluice_steer(struct xdp_md *ctx)
 		return XDP_DROP;
 	}
 
+	if (fast.orphan) {
+		if (kind == REPLY || fast.over || !(known || (plain && orphan_find(&fast)))) {
+			if (kind == REPLY)
+				count->replies++;
+			else
+				count->to_vips++;
+			count->no_daemon++;
+			return fast.action;
+		}
+		known = true;
+	}
 	if (known) {
 		int action = fast_forward(ctx, &fast);
 
@@ -273,6 +302,8 @@ int sluice_steer(struct xdp_md *ctx)
 				count->no_exit++;
 			else
 				count->forwarded++;
+			if (fast.orphan)
+				count->orphaned++;
 			return action;
 		}
 	}

@@ -38,6 +38,7 @@ enum { SERVICE_RANGES = 10 };
 enum service_flags {
 	SERVICE_TCP = 1,
 	SERVICE_KEEPS = 2,   // a backend that is down keeps its flows (on_down: keep)
+	SERVICE_BY_SOURCE = 8, // the client's address chooses the backend, and not the flow's hash
 	SERVICE_SETTLES = 4, // the workers look at every packet of a flow whose word is not established
 };
 
@@ -76,7 +77,10 @@ struct fast_state {
 	__u64 generation;      // of the snapshot in force, the second half if odd; 0: there is none, and no fast path
 	__u64 unsettled_until; // until when packets of flows whose word is not established tell the workers something, ns
 	__u64 disturbed;       // there is a flood or an overload: sources prove nothing by their connections
-	__u64 zero[5];
+	__u64 alive_until;     // until when there is a daemon whose workers work, unless it says so again; ns
+	__u64 orphan_time;     // for how long after that it goes on without one, ns
+	__u64 orphan_action;   // what becomes of packets to VIPs that cannot be forwarded then, and of all of them afterwards: XDP_PASS or XDP_DROP
+	__u64 zero[2];
 };
 
 // Shared by all interfaces, written by Go, each word by itself.

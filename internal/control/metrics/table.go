@@ -196,6 +196,7 @@ var table = []*metric{
 		read: func(s *control.Status, e emit) {
 			e(float64(s.Traffic.Steer.NoSocket), "no_socket")
 			e(float64(s.Traffic.Steer.NoExit), "no_exit")
+			e(float64(s.Traffic.Steer.NoDaemon), "no_daemon")
 			e(float64(s.Traffic.Steer.Loops), "loop")
 			e(float64(s.Traffic.Steer.Denied), "denied")
 			e(float64(s.Traffic.Steer.Banned), "banned")
