@@ -78,6 +78,10 @@ type NodeConfig struct {
 	CPUs               []int // cores that workers are pinned to; empty: those the process may use
 	BusyPoll           bool
 	Log                *slog.Logger
+	// Orphans says what the XDP programs do while no daemon runs, of interfaces with a fast path, and Pins is the directory, in a BPF file
+	// system, by which they outlive the process. Empty: they do not.
+	Orphans steer.Orphans
+	Pins    string
 	// Notice is told of what has begun and ended, after the log was; nil: nobody is. It must not wait for the node.
 	Notice func(Notice)
 }
@@ -302,6 +306,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.mu.Unlock()
 	helpers.Go(func() { affinity.Background(func() { n.Sweep(ctx) }) })
 	helpers.Go(func() { n.followLinks(ctx) })
+	helpers.Go(func() { n.beat(ctx) })
 	helpers.Go(func() { n.followClients(ctx) })
 	helpers.Go(func() { n.followFloods(ctx) })
 	helpers.Go(func() { n.followOverload(ctx) })
@@ -314,9 +319,7 @@ func (n *Node) Run(ctx context.Context) error {
 	helpers.Wait()
 
 	n.mu.Lock()
-	for _, nc := range n.nics { // from now on the kernel sees packets to VIPs, and its blackhole routes take them
-		nc.detachProgram()
-	}
+	n.leave() // from now on the fast path goes on alone, or the kernel sees packets to VIPs, and its blackhole routes take them
 	n.mu.Unlock()
 	time.Sleep(10 * time.Millisecond) // frames that were steered before are forwarded still
 	n.stop.Store(true)
@@ -394,6 +397,9 @@ func (n *Node) Apply(spec Spec) error {
 		return err
 	}
 	if err := n.setSteer(); err != nil {
+		return err
+	}
+	if err := n.activate(); err != nil {
 		return err
 	}
 	return nexthop.RemoveBlackholesExcept(vips)
@@ -537,8 +543,8 @@ func (n *Node) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var errs []error
+	n.leave()
 	for _, nc := range n.nics {
-		nc.detachProgram()
 		nc.sockets = nil
 	}
 	for _, l := range n.lanes {

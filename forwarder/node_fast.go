@@ -3,9 +3,17 @@
 package forwarder
 
 import (
+	"context"
 	"fmt"
 	"math/bits"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync/atomic"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/steer"
@@ -49,7 +57,156 @@ func (n *Node) shareFlows() (FastPath, []atomic.Uint32, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	n.steer.SetOrphans(n.config.Orphans)
+	if n.config.Pins != "" {
+		if err := n.pinTable(); err != nil {
+			n.log.Warn("forwarding ends with the daemon", "error", err)
+			n.config.Pins = ""
+		}
+	}
 	return n.steer, memory.Uint32s(), nil
+}
+
+// The daemon says that it is alive every beatPeriod, for beatTime.
+const (
+	beatPeriod = 200 * time.Millisecond
+	beatTime   = 800 * time.Millisecond
+)
+
+// beat tells the fast path that there is a daemon, as long as its workers make turns.
+func (n *Node) beat(ctx context.Context) {
+	if n.tableFile.array == nil {
+		return
+	}
+	tick := time.NewTicker(beatPeriod)
+	defer tick.Stop()
+	for {
+		now := n.clock()
+		stuck := false
+		for _, l := range n.lanes {
+			stuck = stuck || now-l.worker.heartbeat.Load() > int64(beatTime)
+		}
+		if !stuck {
+			n.live(now + int64(beatTime))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// live tells the fast path until when there is a daemon.
+func (n *Node) live(until int64) {
+	if n.tableFile.array != nil {
+		atomic.StoreUint64(n.steer.Words().Alive, uint64(until))
+	}
+}
+
+// activate has the programs take the place of those that a process before this one left on the interfaces. n.mu is held.
+func (n *Node) activate() error {
+	n.live(n.clock() + int64(10*beatTime)) // until Run has begun
+	for _, nc := range n.nics {
+		if nc.program == nil {
+			continue
+		}
+		if err := nc.program.Activate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// leave gives the interfaces up: those with a fast path go on with it alone, if their programs are pinned. n.mu is held.
+func (n *Node) leave() {
+	if n.Engine != nil {
+		n.live(n.clock())
+	}
+	for _, nc := range n.nics {
+		if nc.fast && nc.program != nil {
+			if err := nc.program.Leave(); err != nil {
+				n.log.Error("interface", "interface", nc.Name, "error", err)
+			}
+			nc.program = nil
+		}
+		nc.detachProgram()
+	}
+}
+
+// pinOf is where the attachment of an interface is pinned; empty: nowhere.
+func (n *Node) pinOf(nc *nic) string {
+	if n.config.Pins == "" || n.tableFile == nil || n.tableFile.array == nil {
+		return ""
+	}
+	return filepath.Join(n.config.Pins, linkPin+nc.Name)
+}
+
+// Names of what is pinned: the flow table, and the attachment to each interface.
+const (
+	tablePin = "flows"
+	linkPin  = "link-"
+)
+
+// pinTable pins the flow table, so that the process after this one finds it.
+func (n *Node) pinTable() error {
+	if err := os.MkdirAll(n.config.Pins, 0o700); err != nil {
+		return err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(n.config.Pins, &fs); err != nil {
+		return fmt.Errorf("%s: %w", n.config.Pins, err)
+	}
+	if uint32(fs.Type) != unix.BPF_FS_MAGIC {
+		return fmt.Errorf("%s is in no BPF file system; mount one there: mount -t bpf bpf /sys/fs/bpf", n.config.Pins)
+	}
+	file := filepath.Join(n.config.Pins, tablePin)
+	if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return n.tableFile.array.Pin(file)
+}
+
+// pinnedTable opens the flow table that a process before this one has pinned, and returns its descriptor; 0: there is none.
+func pinnedTable(pins string) int {
+	if pins == "" {
+		return 0
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(pins, tablePin), nil)
+	if err != nil {
+		return 0
+	}
+	defer m.Close()
+	fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return 0
+	}
+	return fd
+}
+
+// Detach takes off all XDP programs that a process has left on interfaces, by their pins in this directory, and removes the flow table. It
+// returns the interfaces.
+func Detach(pins string) (interfaces []string, err error) {
+	entries, err := os.ReadDir(pins)
+	if err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	for _, e := range entries {
+		file := filepath.Join(pins, e.Name())
+		name, isLink := strings.CutPrefix(e.Name(), linkPin)
+		switch {
+		case isLink:
+			if err := steer.Detach(file); err != nil {
+				return interfaces, err
+			}
+			interfaces = append(interfaces, name)
+		case e.Name() == tablePin:
+			if err := os.Remove(file); err != nil {
+				return interfaces, err
+			}
+		}
+	}
+	return interfaces, nil
 }
 
 // fastRoom is for how many the fast path has room, if there are so many now.

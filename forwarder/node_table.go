@@ -54,6 +54,9 @@ func openTable(c *NodeConfig, now int64) (t *tableFile, adopt *Directory, err er
 	size := int(n)*8 + shm.LineBytes
 	t = &tableFile{path: c.DirectoryFile, log: c.Log}
 	shared := c.mayFast() && size < maxArray
+	if c.TableFD == 0 {
+		c.TableFD = pinnedTable(c.Pins)
+	}
 	if c.TableFD > 0 {
 		if adopt, err = t.inherit(c, size, now); err == nil && shared != (t.array != nil) {
 			err = t.move(shared, size)

@@ -24,6 +24,8 @@ type End struct {
 	// SoftwareChecksums makes this end finish the checksums of what it sends, instead of leaving them to a device that
 	// does not exist. An XDP program on the other end needs it: it would see unfinished checksums.
 	SoftwareChecksums bool
+	// TakesXDP makes this end take frames that an XDP program on the other one sends; it does so too while it has one itself.
+	TakesXDP bool
 }
 
 // Veth joins two namespaces by a cable with so many queues (at least 1) in each direction, brings both ends up
@@ -74,6 +76,11 @@ func makeVeth(a, b End, queues int) error {
 	for _, end := range []End{a, b} {
 		if err := end.Namespace.waitRunning(end.Name); err != nil {
 			return err
+		}
+		if end.TakesXDP { // once it is up: only then does the driver tell the other end
+			if err := end.Namespace.SetFeatures(end.Name, map[string]bool{SoftMerge: true}); err != nil {
+				return err
+			}
 		}
 		if end.Bridge != "" {
 			if err := end.Namespace.waitRunning(end.Bridge); err != nil {

@@ -41,8 +41,9 @@ type Topology struct {
 	Nodes    []*Host
 	Backends []*Host
 
-	env    *Env
-	queues int
+	env      *Env
+	queues   int
+	takesXDP bool
 }
 
 // Host is a machine on the LAN. Its interface there is eth0, the router's is br0.
@@ -65,6 +66,8 @@ type TopologyOptions struct {
 	Queues   int          // of the cables to the nodes; 0: 2
 	Sources  int          // IPv4 and as many IPv6 addresses of the client, up to 200; 0: 4
 	VIPs     []netip.Addr // that the router sends to all nodes
+	// TakesXDP makes the ports of the LAN take what XDP programs of hosts send: it vanishes else.
+	TakesXDP bool
 }
 
 // NewTopology makes the network inside of an Env. After an error the Env holds a part of it, until it is closed.
@@ -78,7 +81,7 @@ func NewTopology(e *Env, o TopologyOptions) (*Topology, error) {
 	if o.Nodes < 0 || o.Nodes > 8 || o.Sources < 0 || o.Sources > 200 {
 		return nil, fmt.Errorf("make topology: %d nodes, %d sources; at most 8 and 200", o.Nodes, o.Sources)
 	}
-	t := &Topology{env: e, queues: o.Queues}
+	t := &Topology{env: e, queues: o.Queues, takesXDP: o.TakesXDP}
 	if err := t.addRouter(); err != nil {
 		return nil, fmt.Errorf("make router: %w", err)
 	}
@@ -213,7 +216,7 @@ func (t *Topology) addHost(name string, number, queues int) (*Host, error) {
 func (t *Topology) Connect(h *Host) error {
 	err := t.env.Veth(
 		End{Namespace: h.Namespace, Name: "eth0", MAC: h.MAC, MTU: LANMTU},
-		End{Namespace: t.Router.Namespace, Name: h.port, MTU: LANMTU, Bridge: "br0", SoftwareChecksums: true}, h.queues)
+		End{Namespace: t.Router.Namespace, Name: h.port, MTU: LANMTU, Bridge: "br0", SoftwareChecksums: true, TakesXDP: t.takesXDP}, h.queues)
 	if err == nil {
 		err = h.number("eth0")
 	}

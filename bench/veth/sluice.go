@@ -39,6 +39,7 @@ interfaces: [{name: eth0, mode: auto, fast_path: {{.FastPath}}, queues: all}]
 cpus: "{{.CPU}}"
 flows: {{.Flows}}
 drain_time: 0s
+without_daemon: {for: 0s}
 metrics: {listen: 127.0.0.1:9545}
 services:
   - name: bench

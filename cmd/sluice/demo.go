@@ -129,7 +129,7 @@ func siblings() (string, error) {
 }
 
 func (d *demo) setUp(env *testenv.Env, dir, bin string) (err error) {
-	if d.rig, err = newRig(env, rigOptions{dir: dir, bin: bin, nodes: 1, backends: 3, queues: 2, vips: demoVIPs}); err != nil {
+	if d.rig, err = newRig(env, rigOptions{dir: dir, bin: bin, nodes: 1, backends: 3, queues: 2, vips: demoVIPs, fastPath: "on"}); err != nil {
 		return err
 	}
 	d.node = d.rig.nodes[0]

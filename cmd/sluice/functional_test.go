@@ -73,6 +73,9 @@ func newSystemWith(t testing.TB, o rigOptions) *system {
 	t.Helper()
 	env := testenv.ForTest(t)
 	o.dir, o.bin, o.vips = t.TempDir(), bin, []netip.Addr{testVIP4, testVIP6}
+	if o.fastPath == "" {
+		o.fastPath = os.Getenv("SLUICE_TEST_FAST_PATH") // on or off: what all tests but those of the fast path itself go by
+	}
 	r, err := newRig(env, o)
 	if err != nil {
 		t.Fatal(err)

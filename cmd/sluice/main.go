@@ -45,7 +45,7 @@ func command() *cobra.Command {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(runCommand(), checkCommand(), reloadCommand(), statusCommand(), healthCommand(), eventsCommand(), flowsCommand(),
-		drainCommand(), undrainCommand(), maintenanceCommand(), demoCommand(), simCommand(), benchCommand(), cli.VersionCommand("sluice", version))
+		detachCommand(), drainCommand(), undrainCommand(), maintenanceCommand(), demoCommand(), simCommand(), benchCommand(), cli.VersionCommand("sluice", version))
 	return root
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -29,6 +30,9 @@ type rig struct {
 	tunnel   string // the configuration's tunnel section, in YAML flow style; empty: none
 	limits   string // likewise its limits
 	health   string // likewise what concerns the checks of all services
+	// fastPath is the fast_path of eth0, on, off or auto, and withoutDaemon the configuration's section of that name; empty: off, and
+	// nothing goes on without the daemon.
+	fastPath, withoutDaemon string
 	// interfaces is the configuration's list of interfaces, in YAML flow style; empty: eth0.
 	interfaces string
 	cpus       string // the core of the one worker; empty: as many as there can be
@@ -65,18 +69,19 @@ type rigOptions struct {
 	vips     []netip.Addr
 	clampMSS string
 	cookies  bool
+	fastPath string // of all nodes; empty: off
 }
 
 // newRig makes the network and starts the agents; nodes are started by startNode, once they have a configuration.
 // The Env owns all of it.
 func newRig(env *testenv.Env, o rigOptions) (*rig, error) {
 	net, err := testenv.NewTopology(env, testenv.TopologyOptions{
-		Nodes: o.nodes, Backends: o.backends, Queues: o.queues, Sources: o.sources, VIPs: o.vips,
+		Nodes: o.nodes, Backends: o.backends, Queues: o.queues, Sources: o.sources, VIPs: o.vips, TakesXDP: o.fastPath == "on",
 	})
 	if err != nil {
 		return nil, err
 	}
-	r := &rig{net: net, dir: o.dir, bin: o.bin, vips: o.vips, clampMSS: o.clampMSS, cookies: o.cookies}
+	r := &rig{net: net, dir: o.dir, bin: o.bin, vips: o.vips, clampMSS: o.clampMSS, cookies: o.cookies, fastPath: o.fastPath}
 	if err := os.WriteFile(r.path("group.key"), []byte("a seed that both nodes of the rig share"), 0o600); err != nil {
 		return nil, err
 	}
@@ -171,13 +176,14 @@ node: {{.Node}}
 group: {seed_file: {{printf "%q" .Seed}}, peers: {{.Peers}}}
 state_dir: {{printf "%q" .State}}
 control: {socket: {{printf "%q" .Socket}}}
-interfaces: {{or .Interfaces "[{name: eth0, mode: auto, queues: all}]"}}
+interfaces: {{or .Interfaces (printf "[{name: eth0, mode: auto, fast_path: %s, queues: all}]" .FastPath)}}
 {{- with .CPUs}}
 workers: 1
 cpus: "{{.}}"
 {{- end}}
 flows: 64k
 drain_time: {{.DrainTime}}
+without_daemon: {{or .WithoutDaemon "{for: 0s}"}}
 metrics: {listen: 127.0.0.1:9545}
 {{- with .Tunnel}}
 tunnel: {{.}}
@@ -215,7 +221,8 @@ func (b *rigBackend) Name() string { return b.name }
 func (r *rig) configure(n *rigNode, services ...rigService) error {
 	var b bytes.Buffer
 	err := rigConfig.Execute(&b, map[string]any{
-		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Limits": r.limits, "Health": r.health, "CPUs": r.cpus, "Interfaces": r.interfaces, "Services": services,
+		"Node": n.name(), "Seed": r.path("group.key"), "State": r.path(n.name() + "-state"), "Peers": len(r.nodes), "Socket": n.socket, "DrainTime": "1s", "Tunnel": r.tunnel, "Limits": r.limits, "Health": r.health, "CPUs": r.cpus, "Interfaces": r.interfaces, "FastPath": cmp.Or(r.fastPath, "off"),
+		"WithoutDaemon": r.withoutDaemon, "Services": services,
 	})
 	if err != nil {
 		return err

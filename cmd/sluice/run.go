@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/forwarder"
+	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
 	"github.com/sluice-lb/sluice/internal/cli"
 	"github.com/sluice-lb/sluice/internal/config"
@@ -233,6 +234,9 @@ func startNode(cfg *config.Config, table int, notice func(forwarder.Notice), log
 		c.Interfaces = append(c.Interfaces, forwarder.InterfaceConfig{
 			Name: i.Name, Mode: mode, Fast: fastModes[i.FastPath], Queues: int(i.Queues), VLAN: i.VLAN,
 		})
+	}
+	if w := &cfg.WithoutDaemon; w.For > 0 {
+		c.Pins, c.Orphans = w.Pins, steer.Orphans{For: time.Duration(w.For), Drop: w.Then == config.VerdictDrop}
 	}
 	c.Services = len(cfg.Services)
 	for i := range cfg.Services {

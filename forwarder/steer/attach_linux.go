@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,6 +30,8 @@ type Link struct {
 	objects steerObjects
 	link    link.Link
 	generic bool
+	pin     string // where the attachment is pinned; empty: it ends with the process
+	waits   bool   // the interface has a predecessor's program still, until Activate
 }
 
 // AttachOptions say what the program on one interface is to do.
@@ -36,7 +39,10 @@ type AttachOptions struct {
 	Queues int    // receive queues, each of which can have a socket (see [Queues])
 	VLAN   uint16 // 802.1Q tag of the frames to look at, 1 to 4094; 0: those with none, or with a priority only (id 0)
 	Number int    // of this interface among those of the node (see [Steer.SetExit])
-	Frags  bool   // take frames of several buffers, as drivers make them of large MTUs (Linux 5.18)
+	// Pin is a file in a BPF file system by which the attachment outlives the process; empty: it does not. If there is one there already,
+	// of a process before this one, that one's program stays until [Link.Activate].
+	Pin   string
+	Frags bool // take frames of several buffers, as drivers make them of large MTUs (Linux 5.18)
 }
 
 // Attach puts the program on an interface. Until [Link.SetSocket] gives a queue its socket, packets to a VIP on that queue
@@ -66,7 +72,10 @@ func (s *Steer) Attach(ifindex int, name string, o AttachOptions, log *slog.Logg
 			return nil, fmt.Errorf("attach XDP to %s for VLAN %d: %w", name, o.VLAN, err)
 		}
 	}
-	l := &Link{name: name}
+	l := &Link{name: name, pin: o.Pin}
+	if dev.Type() == "veth" {
+		o.Number = noNumber
+	}
 	if err := s.load(&l.objects, o); err != nil {
 		return nil, fmt.Errorf("load the steering program for %s: %w%s", name, err, privilegeHint(err))
 	}
@@ -74,11 +83,80 @@ func (s *Steer) Attach(ifindex int, name string, o AttachOptions, log *slog.Logg
 		l.objects.Close()
 		return nil, err
 	}
+	if l.inherit(ifindex, log) {
+		return l, nil
+	}
 	if err := l.attach(ifindex, log); err != nil {
 		l.objects.Close()
 		return nil, err
 	}
+	if o.Pin != "" {
+		if err := l.link.Pin(o.Pin); err != nil {
+			log.Warn("forwarding ends with the daemon: its program cannot be pinned", "interface", name, "error", err)
+			l.pin = ""
+		}
+	}
 	return l, nil
+}
+
+// inherit takes over a pinned attachment to the interface. It reports false if there is none; one that leads elsewhere is removed.
+func (l *Link) inherit(ifindex int, log *slog.Logger) bool {
+	if l.pin == "" {
+		return false
+	}
+	pinned, err := link.LoadPinnedLink(l.pin, nil)
+	if err != nil {
+		return false
+	}
+	if info, err := pinned.Info(); err == nil && info.XDP() != nil && info.XDP().Ifindex == uint32(ifindex) {
+		l.link, l.waits, l.generic = pinned, true, generic(ifindex)
+		return true
+	}
+	log.Info("a pinned XDP program is removed: its interface is gone", "interface", l.name)
+	_ = pinned.Unpin()
+	_ = pinned.Close()
+	return false
+}
+
+// Activate puts the program in the place of a predecessor's, if there is one, in a single step.
+func (l *Link) Activate() error {
+	if !l.waits {
+		return nil
+	}
+	if err := l.link.Update(l.objects.SluiceSteer); err != nil {
+		return fmt.Errorf("put the XDP program of %s in the place of the one before: %w", l.name, err)
+	}
+	l.waits = false
+	return nil
+}
+
+// Leave lets go of the program without taking it off the interface, if it is pinned: it goes on, as SetOrphans says. Else it is Close.
+func (l *Link) Leave() error {
+	if l.pin == "" {
+		return l.Close()
+	}
+	if err := errors.Join(l.link.Close(), l.objects.Close()); err != nil {
+		return fmt.Errorf("leave the XDP program of %s: %w", l.name, err)
+	}
+	return nil
+}
+
+// generic reports whether the program of an interface runs in the stack.
+func generic(ifindex int) bool {
+	dev, err := netlink.LinkByIndex(ifindex)
+	return err == nil && dev.Attrs().Xdp != nil && dev.Attrs().Xdp.AttachMode == nl.XDP_ATTACHED_SKB
+}
+
+// Detach takes a program off its interface that a process has left pinned in this file.
+func Detach(pin string) error {
+	pinned, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return fmt.Errorf("detach the XDP program pinned at %s: %w", pin, err)
+	}
+	if err := errors.Join(pinned.Unpin(), pinned.Close()); err != nil {
+		return fmt.Errorf("detach the XDP program pinned at %s: %w", pin, err)
+	}
+	return nil
 }
 
 // load puts the program into the kernel, with a socket map of its own.
@@ -209,6 +287,9 @@ func (l *Link) SetMAC(mac net.HardwareAddr) error {
 	return nil
 }
 
+// noNumber is no interface's number.
+const noNumber = 0xffff
+
 // SetFast has the program forward packets of known flows that arrive on the interface, or leave them to the workers, as it does until
 // then. See [Steer.ShareFlows].
 func (l *Link) SetFast(on bool) error {
@@ -231,7 +312,11 @@ func (l *Link) Attached() bool {
 // Close detaches the program, if the interface is still there, and lets go of the socket map. From then on the kernel's
 // stack sees all frames of the interface.
 func (l *Link) Close() error {
-	err := errors.Join(l.link.Close(), l.objects.Close())
+	var err error
+	if l.pin != "" && !l.waits { // a predecessor's program goes on
+		err = l.link.Unpin()
+	}
+	err = errors.Join(err, l.link.Close(), l.objects.Close())
 	if err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("detach XDP from %s: %w", l.name, err)
 	}

@@ -18,6 +18,15 @@ const (
 	netdevXmit    = 4 // NETDEV_XDP_ACT_NDO_XMIT
 )
 
+// genlHeader is struct genlmsghdr: command, version, and two bytes that must be 0, which those of nl.Genlmsg are not always.
+type genlHeader [4]byte
+
+// Len implements nl.NetlinkRequestData.
+func (h genlHeader) Len() int { return len(h) }
+
+// Serialize implements nl.NetlinkRequestData.
+func (h genlHeader) Serialize() []byte { return h[:] }
+
 // CanSend reports whether an interface of this network namespace can send frames for XDP programs now. It costs a system call or two.
 // Kernels before 6.3 do not know: an error.
 //
@@ -28,7 +37,7 @@ func CanSend(ifindex int) (bool, error) {
 		return false, fmt.Errorf("ask what interface %d can do for XDP: %w", ifindex, err)
 	}
 	req := nl.NewNetlinkRequest(int(family.ID), 0)
-	req.AddData(&nl.Genlmsg{Command: netdevDevGet, Version: 1})
+	req.AddData(genlHeader{netdevDevGet, 1})
 	req.AddData(nl.NewRtAttr(netdevIfindex, nl.Uint32Attr(uint32(ifindex))))
 	messages, err := req.Execute(unix.NETLINK_GENERIC, 0)
 	if err != nil {

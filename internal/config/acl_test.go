@@ -149,7 +149,7 @@ func TestACLFileRefusals(t *testing.T) {
 		// Problems of the configuration file come first, and those of one that several places name once.
 		{"bad lines", map[string]string{"a": "\n 192.0.2.1/24 # net\n192.0.2.1\nnobody.example\n", "b": "\xff\x00\n::ffff:1.2.3.4\n"},
 			"nodes: x\nlimits: {allow_files: [DIR/b], deny_files: [DIR/a]}\n" + with("limits: {deny_files: [DIR/a]}"), []string{
-				"sluice.yaml:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, health, metrics, drain_time, log (did you mean node?)",
+				"sluice.yaml:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, health, metrics, without_daemon, drain_time, log (did you mean node?)",
 				"a:2:2: limits.deny_files[0]: found \"192.0.2.1/24\", expected " + source + " (write 192.0.2.0/24)",
 				"a:4:1: limits.deny_files[0]: found \"nobody.example\", expected " + source,
 				"b:1:1: limits.allow_files[0]: found \"\\xff\\x00\", expected " + source,

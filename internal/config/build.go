@@ -53,6 +53,11 @@ func (v value) config() *Config {
 	metrics := top.section("metrics")
 	c.Metrics.Listen, _ = metrics.field("listen").addrPort()
 	c.DrainTime, _ = top.field("drain_time").duration(0, time.Hour)
+	without := top.section("without_daemon")
+	goOn, _ := without.field("for").duration(0, maxWithoutDaemon)
+	c.WithoutDaemon.For = Duration(goOn)
+	c.WithoutDaemon.Then, _ = enum(without.field("then"), VerdictPass, VerdictDrop)
+	c.WithoutDaemon.Pins, _ = without.field("pins").absolutePath()
 
 	log := top.section("log")
 	c.Log.Level, _ = enum(log.field("level"), "debug", "info", "warn", "error")

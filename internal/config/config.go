@@ -45,7 +45,9 @@ type Config struct {
 	Health     Health        `yaml:"health,omitempty"`
 	Metrics    Metrics       `yaml:"metrics"`
 	DrainTime  time.Duration `yaml:"drain_time"`
-	Log        Log           `yaml:"log"`
+	// WithoutDaemon is what the fast path does while no daemon runs.
+	WithoutDaemon WithoutDaemon `yaml:"without_daemon"`
+	Log           Log           `yaml:"log"`
 }
 
 // Group is the set of nodes that share the VIPs' traffic.
@@ -89,6 +91,22 @@ const (
 	FastPathAuto FastPath = "auto" // in copy mode, where the driver can send for XDP programs
 	FastPathOn   FastPath = "on"
 	FastPathOff  FastPath = "off"
+)
+
+// WithoutDaemon is what the XDP programs of interfaces with a fast path do while no daemon runs.
+type WithoutDaemon struct {
+	For  Duration `yaml:"for"`  // how long they go on forwarding; 0: they end with the daemon
+	Then Verdict  `yaml:"then"` // what becomes of packets to VIPs that they do not forward then, and of all of them afterwards
+	Pins string   `yaml:"pins"` // absolute path of the directory, in a BPF file system, by which they outlive the daemon
+}
+
+// Verdict is what becomes of a packet that is not forwarded.
+type Verdict string
+
+// The verdicts.
+const (
+	VerdictPass Verdict = "pass" // the kernel's stack gets it, where a blackhole route waits for it
+	VerdictDrop Verdict = "drop"
 )
 
 // Queues is how many receive queues of an interface are used, counted from queue 0.

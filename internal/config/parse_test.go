@@ -44,13 +44,14 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err, warnings)
 	}
 	want := &Config{
-		Node:       "lb1",
-		Group:      Group{Peers: 1},
-		StateDir:   "/var/lib/sluice",
-		Control:    Control{Socket: "/run/sluice/control.sock"},
-		Interfaces: []Interface{{Name: "eth0", Mode: ModeAuto, FastPath: FastPathAuto, Queues: AllQueues}},
-		Flows:      4_000_000,
-		Tunnel:     Tunnel{GUEPort: 6080, Oversize: OversizeFragment},
+		Node:          "lb1",
+		Group:         Group{Peers: 1},
+		StateDir:      "/var/lib/sluice",
+		Control:       Control{Socket: "/run/sluice/control.sock"},
+		Interfaces:    []Interface{{Name: "eth0", Mode: ModeAuto, FastPath: FastPathAuto, Queues: AllQueues}},
+		WithoutDaemon: WithoutDaemon{For: Duration(10 * time.Minute), Then: VerdictPass, Pins: "/sys/fs/bpf/sluice"},
+		Flows:         4_000_000,
+		Tunnel:        Tunnel{GUEPort: 6080, Oversize: OversizeFragment},
 		Services: []Service{{
 			Name: "web", VIP: netip.MustParseAddr("192.0.2.10"), Protocol: TCP, Ports: Ports{{80, 80}}, Forward: ForwardIPIP,
 			OnNoBackend: NoBackendDrop, Scheduler: SchedulerMaglev, TableSize: 65537, OnDown: DownKeep, FlowTable: true,

@@ -72,10 +72,10 @@ var refusals = []refusal{
 		"f:2:5: interfaces[0]: found \"eth0\", expected a mapping",
 	}},
 	{"unknown field at the top", "", "nodes: lb1\n", []string{
-		"f:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, health, metrics, drain_time, log (did you mean node?)",
+		"f:1:1: found unknown field \"nodes\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, health, metrics, without_daemon, drain_time, log (did you mean node?)",
 	}},
 	{"unknown field, nothing near", "", "zebra: 1\n", []string{
-		"f:1:1: found unknown field \"zebra\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, health, metrics, drain_time, log",
+		"f:1:1: found unknown field \"zebra\", expected one of node, group, state_dir, control, interfaces, workers, cpus, busy_poll, flows, tunnel, services, limits, syn_defence, agent_port, health, metrics, without_daemon, drain_time, log",
 	}},
 	{"unknown field in a backend", "        address: 10.0.0.2\n", "        adress: 10.0.0.2\n", []string{
 		"f:12:9: services[0].backends[1]: found no address, expected an IPv4 or IPv6 address",

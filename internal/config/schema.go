@@ -3,6 +3,7 @@ package config
 import (
 	"slices"
 	"strings"
+	"time"
 )
 
 // field is one line of the schema.
@@ -140,6 +141,10 @@ var schemaFromPassive = []field{
 	{"metrics", "mapping", "", false, "Prometheus metrics and readiness."},
 	{"metrics.listen", "addrport", "127.0.0.1:9545", false, "The address and port that serve `/metrics` and `/readyz`."},
 
+	{"without_daemon", "mapping", "", false, "What the XDP programs of interfaces with a fast path do while no daemon runs, or its workers stand still: after a crash, during a restart or an upgrade. The next daemon adopts flow table and programs; `sluice detach` removes them."},
+	{"without_daemon.for", "duration", "10m", false, "How long they go on forwarding, flows that are known and new ones, by health as it was (0s to 20m). 0s: they end with the daemon."},
+	{"without_daemon.then", "verdict", "pass", false, "What becomes of packets to VIPs that they cannot forward meanwhile, and of all of them afterwards: `pass` gives them to the kernel, where a blackhole route waits for them, `drop` drops them. They are counted under the reason `no_daemon`."},
+	{"without_daemon.pins", "path", "/sys/fs/bpf/sluice", false, "The directory in a BPF file system by which programs and flow table outlive the daemon; each daemon of a machine needs one of its own. Where there is no BPF file system they do not, which the log says."},
 	{"drain_time", "duration", "30s", false, "How long the daemon goes on forwarding after SIGTERM, being no longer ready, so that routers can turn away (0s to 1h)."},
 
 	{"log", "mapping", "", false, "The daemon's log, on its standard error."},
@@ -157,6 +162,7 @@ var kinds = map[string]string{
 	"interface":   "an interface name of 1 to 15 characters",
 	"mode":        "auto, zerocopy or copy",
 	"fast_path":   "auto, on or off",
+	"verdict":     "pass or drop",
 	"queues":      "all, or a number from 1 to 4096",
 	"vlan":        "a number from 1 to 4094",
 	"workers":     "a number from 0 to 1024",
@@ -233,27 +239,29 @@ var absent = map[string]string{
 
 // limits that a whole file has to keep.
 const (
-	maxFileSize    = 16 << 20 // bytes
-	maxServices    = 1 << 14  // as many as an engine takes
-	maxBackends    = 65535    // of one service: lookup tables hold 16-bit indices
-	maxSlots       = 1 << 18  // backends of all services together: slots have 18 bits in the flow table
-	evenEntries    = 100      // of a lookup table for each backend; with fewer, shares are more than a hundredth apart
-	exactEntries   = 10       // of a lookup table; a backend that its weight gives fewer may get a tenth more or less
-	minTableSize   = 251      // prime
-	maxTableSize   = 16777213 // the largest prime number below 2^24
-	maxWeight      = 65535
-	maxProblems    = 100 // how many problems of one file are told
-	maxSocketPath  = 107 // bytes: sun_path less its final zero
-	maxPeers       = 1024
-	maxQueues      = 4096
-	maxVLAN        = 4094
-	minMSS         = 536   // bytes: what every IPv4 host takes (RFC 879)
-	maxMSS         = 65495 // bytes: of the largest IPv4 packet
-	maxWorkers     = 1024
-	maxCPU         = 8191
-	minFlows       = 1000
-	maxFlows       = 1000_000_000
-	maxRiseAndFall = 100
+	maxFileSize   = 16 << 20 // bytes
+	maxServices   = 1 << 14  // as many as an engine takes
+	maxBackends   = 65535    // of one service: lookup tables hold 16-bit indices
+	maxSlots      = 1 << 18  // backends of all services together: slots have 18 bits in the flow table
+	evenEntries   = 100      // of a lookup table for each backend; with fewer, shares are more than a hundredth apart
+	exactEntries  = 10       // of a lookup table; a backend that its weight gives fewer may get a tenth more or less
+	minTableSize  = 251      // prime
+	maxTableSize  = 16777213 // the largest prime number below 2^24
+	maxWeight     = 65535
+	maxProblems   = 100 // how many problems of one file are told
+	maxSocketPath = 107 // bytes: sun_path less its final zero
+	maxPeers      = 1024
+	maxQueues     = 4096
+	maxVLAN       = 4094
+	// Beyond it a flow table that nobody sweeps cannot be adopted any more (package conntrack).
+	maxWithoutDaemon = 20 * time.Minute
+	minMSS           = 536   // bytes: what every IPv4 host takes (RFC 879)
+	maxMSS           = 65495 // bytes: of the largest IPv4 packet
+	maxWorkers       = 1024
+	maxCPU           = 8191
+	minFlows         = 1000
+	maxFlows         = 1000_000_000
+	maxRiseAndFall   = 100
 )
 
 // fields maps each path of the schema to its line.

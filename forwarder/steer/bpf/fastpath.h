@@ -23,7 +23,9 @@
 #include "target.h"
 
 const volatile struct flow_key flow_key;
-const volatile __u32 own_exit; // the number of this interface in the node's list
+// The number of this interface in the node's list; one that there is not, if it is to send as others do for it: veth takes frames of
+// XDP_TX to its other end, but tells that end only if it has a program too (veth_xdp_flush in drivers/net/veth.c).
+const volatile __u32 own_exit;
 
 __u8 fast_on; // packets that arrive here go by the fast path; written by Go
 

@@ -306,6 +306,7 @@ interfaces: [{name: eth0, mode: zerocopy}]
 flows: 10k
 metrics: {listen: "127.0.0.1:9545"}
 drain_time: 0s
+without_daemon: {for: 0s}
 services:
   - {name: s, vip: %v, protocol: udp, ports: 80, forward: %s, backends: [{name: a, address: %v}, {name: b, address: %v}]}
 `, d.socket, rateVIP, forward, rateBackends[0], rateBackends[1])

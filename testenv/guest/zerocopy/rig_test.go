@@ -136,6 +136,7 @@ interfaces:
 flows: 10k
 metrics: {listen: "127.0.0.1:9545"}
 drain_time: 0s
+without_daemon: {for: 0s}
 services:
 `, r.socket, mode)
 	for _, s := range services {
