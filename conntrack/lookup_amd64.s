@@ -5,7 +5,7 @@
 // The places of a line's words in the order in which their upper halves are compared, four bits each; see below.
 #define order $0x76325410
 
-// func lookupHomeAVX2(words *uint64, mask uint64, hashes *uint64, n int, index *int, found *Word) (misses int)
+// func lookupHomeAVX2(words *uint64, mask uint64, hashes *uint64, n int, index *int, found *Word) (missing uint64)
 TEXT ·lookupHomeAVX2(SB), NOSPLIT, $0-56
 	MOVQ words+0(FP), AX
 	MOVQ mask+8(FP), BX
@@ -13,10 +13,7 @@ TEXT ·lookupHomeAVX2(SB), NOSPLIT, $0-56
 	MOVQ n+24(FP), CX
 	MOVQ index+32(FP), DI
 	MOVQ found+40(FP), R8
-	MOVL order, R12
-	MOVQ CX, misses+48(FP)             // less one for each hit
-	TESTQ CX, CX
-	JZ   done
+	XORL R12, R12                      // flows without a word: the last one's bit is the highest
 
 loop:
 	MOVQ (SI), DX
@@ -37,7 +34,7 @@ next:
 	JZ   store
 	BSFL R10, R11
 	SHLL $2, R11
-	MOVL R12, R14
+	MOVL order, R14
 	SHRXL R11, R14, R14
 	ANDL $7, R14
 	ADDQ DX, R14
@@ -57,16 +54,20 @@ other: // an empty word, of a flow whose fingerprint is 0, or one that has chang
 
 hit:
 	MOVQ R14, (DI)
-	DECQ misses+48(FP)
 
 store:
 	MOVQ R13, (R8)
+	CMPQ R13, $1                       // a carry if it is zero
+	RCRQ $1, R12
 	ADDQ $8, SI
 	ADDQ $8, DI
 	ADDQ $8, R8
 	DECQ CX
 	JNZ  loop
 
-done:
+	MOVQ n+24(FP), CX
+	NEGQ CX
+	SHRQ CX, R12                       // now the first one's bit is the lowest
+	MOVQ R12, missing+48(FP)
 	VZEROUPPER
 	RET
