@@ -65,9 +65,9 @@ func (w *Worker) parse(n int, now int64) {
 
 // classify finds the services of the batch. A packet to the same place as the one before needs no search.
 func (w *Worker) classify(snap *Snapshot, n int, now int64) {
+	const none = 1 << 16 // no port
 	var dst packet.Addr
-	var port uint16 // 0: there was none before
-	var proto uint8
+	port, proto := uint32(none), uint8(0)
 	service, reason := uint32(0), packet.None
 	metas, services := w.metas[:n], w.services[:n]
 	for i := range metas {
@@ -75,7 +75,7 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 		if m.Reason != packet.None {
 			continue
 		}
-		if m.DstPort == port && m.Dst.Lo == dst.Lo && m.Dst.Hi == dst.Hi && m.Proto == proto && port != 0 {
+		if uint32(m.DstPort) == port && m.Dst.Lo == dst.Lo && m.Dst.Hi == dst.Hi && m.Proto == proto {
 			services[i], m.Reason = service, reason // what has ports is neither Echo nor placed
 			continue
 		}
@@ -93,7 +93,10 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 			}
 			continue
 		}
-		dst, port, proto, service, reason = m.Dst, m.DstPort, m.Proto, services[i], m.Reason
+		dst, port, proto, service, reason = m.Dst, uint32(m.DstPort), m.Proto, services[i], m.Reason
+		if port == 0 { // as that of what has no ports
+			port = none
+		}
 	}
 }
 
@@ -112,7 +115,7 @@ func (w *Worker) sample(n int) {
 // packets are is decided in its loop: those within an established flow, to a backend that is up. Words are renewed afterwards, together:
 // each swap is a barrier that what is read for the next packets would wait for.
 func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
-	targets, admit := snap.targets, w.engine.live.Admit
+	targets, admit := snap.targets, w.engine.live.Admit[:len(snap.targets)]
 	w.missed, w.renewals = 0, 0
 	metas, words, services := w.metas[:n], w.words[:n], w.services[:n]
 	for i := range metas {
@@ -121,17 +124,18 @@ func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 			continue
 		}
 		word := words[i]
-		if m.Flags&^packet.V6 == 0 && word.State() == conntrack.Established {
-			slot := word.Slot()
-			if int(slot) < len(targets) && uint32(targets[slot].service) == services[i] && maglev.Admit(admit[slot].Load()).State() == maglev.Up {
-				if word.Tick() == tick {
-					w.slots[i] = slot
-					continue
-				}
-				if !targets[slot].life.Expired(word, tick) {
-					w.slots[i] = slot
-					w.renew(i)
-					continue
+		if slot := word.Slot(); m.Flags&^packet.V6 == 0 && word.State() == conntrack.Established && int(slot) < len(targets) {
+			if t := &targets[slot]; uint32(t.service) == services[i] {
+				if maglev.Admit(admit[slot].Load()).State() == maglev.Up {
+					if word.Tick() == tick {
+						w.slots[i] = slot
+						continue
+					}
+					if !t.life.Expired(word, tick) {
+						w.slots[i] = slot
+						w.renew(i)
+						continue
+					}
 				}
 			}
 		}
