@@ -2,9 +2,9 @@
 
 package conntrack
 
-// lookupHome looks for the word of each flow in its home line, and returns of how many there is none: their found is zero.
-// index and found have the length of hashes or more, and there is one hash at least.
-func (t *Table) lookupHome(hashes []uint64, index []int, found []Word) (misses int) {
+// lookupHome looks for the word of each flow in its home line, and returns a bit for each that has none there: its found is zero.
+// index and found have the length of hashes or more, and there is one hash at least, and at most 64.
+func (t *Table) lookupHome(hashes []uint64, index []int, found []Word) (missing uint64) {
 	return t.lookupHomeEach(hashes, index, found)
 }
 

@@ -151,22 +151,24 @@ func TestLookupHome(t *testing.T) {
 			hashes = append(hashes, fp<<32|line)
 		}
 	}
-	for n := 1; n <= len(hashes); n += 3 {
+	// All sizes, each from another place on.
+	for n, from := 1, 0; n <= together; n, from = n+1, (from+together+1)%(len(hashes)-together) {
+		hashes := hashes[from : from+n]
 		index, words := make([]int, n), make([]Word, n)
-		misses := table.lookupHome(hashes[:n], index, words)
-		wanted := 0
-		for i, hash := range hashes[:n] {
+		missing := table.lookupHome(hashes, index, words)
+		wanted := uint64(0)
+		for i, hash := range hashes {
 			at, w := table.find(table.home(hash), hash>>32)
 			if w == 0 {
-				wanted++
+				wanted |= 1 << i
 			}
 			// Of two words of one flow either will do; they are as good as each other until one of them is removed.
 			if (words[i] == 0) != (w == 0) || w != 0 && (words[i].Fingerprint() != w.Fingerprint() || table.words[index[i]] != uint64(words[i]) || index[i]/lineWords != at/lineWords) {
 				t.Fatalf("%#x: %#x at %d, want %#x at %d", hash, words[i], index[i], w, at)
 			}
 		}
-		if misses != wanted {
-			t.Fatalf("%d hashes: %d misses, want %d", n, misses, wanted)
+		if missing != wanted {
+			t.Fatalf("%d hashes from %d on: missing %#x, want %#x", n, from, missing, wanted)
 		}
 	}
 }
