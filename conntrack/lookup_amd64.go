@@ -26,13 +26,13 @@ func (t *Table) lookupHome(hashes []uint64, index []int, found []Word) (misses i
 // scanAVX2 is scan.
 //
 //go:noescape
-func scanAVX2(line *[lineWords]uint64, fp uint64) (same, empty uint8)
+func scanAVX2(words *uint64, a, b, fp uint64) (same, empty uint16)
 
-// scan returns, with a bit for each word of a line, which have this fingerprint and which are empty. Each word is read once and whole,
-// but not all at the same moment.
-func scan(line *[lineWords]uint64, fp uint64) (same, empty uint8) {
+// scan looks at the two lines of a flow, whose first words have the indices a and b. It returns, with a bit for each word, those of a
+// first, which have this fingerprint and which are empty. Each word is read once and whole, but not all at the same moment.
+func (t *Table) scan(a, b, fp uint64) (same, empty uint16) {
 	if !hasAVX2 {
-		return scanEach(line, fp)
+		return t.scanEach(a, b, fp)
 	}
-	return scanAVX2(line, fp)
+	return scanAVX2(&t.words[0], a, b, fp)
 }

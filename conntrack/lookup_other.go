@@ -8,6 +8,6 @@ func (t *Table) lookupHome(hashes []uint64, index []int, found []Word) (misses i
 	return t.lookupHomeEach(hashes, index, found)
 }
 
-// scan returns, with a bit for each word of a line, which have this fingerprint and which are empty. Each word is read once and whole,
-// but not all at the same moment.
-func scan(line *[lineWords]uint64, fp uint64) (same, empty uint8) { return scanEach(line, fp) }
+// scan looks at the two lines of a flow, whose first words have the indices a and b. It returns, with a bit for each word, those of a
+// first, which have this fingerprint and which are empty. Each word is read once and whole, but not all at the same moment.
+func (t *Table) scan(a, b, fp uint64) (same, empty uint16) { return t.scanEach(a, b, fp) }
