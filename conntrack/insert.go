@@ -114,7 +114,7 @@ func (t *Table) victim(home, alt uint64, tick uint16, lives []Life) (at, old uin
 			age := Age(tick, w.Tick())
 			c := Refused
 			switch w.State() {
-			case Empty: // freed since the survey
+			case Empty: // freed since they were scanned
 				return base + uint64(i), 0, Inserted
 			case Probation:
 				c = EvictedProbation
