@@ -11,16 +11,22 @@ import (
 // decide chooses a backend for each packet on the list of misses, and inserts a word where the flow needs one.
 func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 	w.handshakes.prefetch(w.hashes[:], w.misses[:w.missed])
-	for _, i := range w.misses[:w.missed] {
-		m := &w.metas[i]
-		w.count.service(w.services[i]).unknown[classOf(m)]++
-		source := packet.Source(w.frame(&w.descs[i]), m)
+	key, live := w.engine.keys.Mix, &w.engine.live
+	number, s, cell := uint32(noService), (*service)(nil), (*serviceCell)(nil) // of the packet before
+	for _, k := range w.misses[:w.missed] {
+		i := k % (batchSize + maxCopies)
+		m, old := &w.metas[i], w.words[i]
+		if w.services[i] != number {
+			number = w.services[i]
+			s, cell = &snap.services[number], w.count.service(number)
+		}
+		cell.unknown[classOf(m)]++
+		source := packet.Source(w.io.Memory[w.descs[i].Addr:], m)
 		if snap.isVIP(source) { // checked here, since such a packet never gets a word
 			m.Reason = packet.SourceVIP
 			continue
 		}
-		s, old := &snap.services[w.services[i]], w.words[i]
-		if old != 0 && m.Flags&packet.SYN == 0 && s.ends(maglev.Admit(w.engine.live.Admit[old.Slot()].Load())) {
+		if old != 0 && m.Flags&packet.SYN == 0 && s.ends(maglev.Admit(live.Admit[old.Slot()].Load())) {
 			w.end(i, old, now)
 			continue
 		}
@@ -30,25 +36,27 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 				continue
 			}
 		}
-		hash := m.Hash
+		hash, flags, state := m.Hash, m.Flags, conntrack.Probation
 		if s.source != (packet.Addr{}) {
 			hash = w.sourceHash(i, s, source)
 		}
-		flags, state := m.Flags, conntrack.Probation
 		if stands == proved { // its SYN was answered here
 			flags, state = packet.SYN, conntrack.Established
 		}
-		slot, ok, insert := w.choose(s, flags, hash, now)
+		slot, ok := s.Settled(key, hash, live, now)
+		insert := flags&(packet.SYN|packet.FIN|packet.RST|packet.ICMPError|placed) == 0
 		if !ok {
-			m.Reason = packet.NoBackend
-			if s.reject {
-				w.refuse(int(i), packet.NoBackend, 0, now)
+			if slot, ok, insert = w.choose(s, flags, hash, now); !ok {
+				m.Reason = packet.NoBackend
+				if s.reject {
+					w.refuse(int(i), packet.NoBackend, 0, now)
+				}
+				continue
 			}
-			continue
 		}
 		w.slots[i] = slot
-		if m.Flags&packet.ICMPError != 0 {
-			if other, ok := s.Pool.Existing(w.engine.keys.Mix, hash, &w.engine.live); ok && other != slot {
+		if flags&packet.ICMPError != 0 {
+			if other, ok := s.Pool.Existing(key, hash, live); ok && other != slot {
 				w.copyTo(i, other)
 			}
 			continue
@@ -65,13 +73,13 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 			}
 			w.insert(m.Hash, slot, tick, state, snap.lives, source)
 			if s.defence != DefenceOff && m.Flags&packet.SYN == 0 {
-				w.count.service(w.services[i]).completed++
+				cell.completed++
 			}
 		}
 		switch {
 		case !s.tcp || m.Flags&packet.RST != 0:
 		case m.Flags&packet.SYN != 0:
-			w.sendSYN(snap, i, now, old != 0 || insert)
+			w.sendSYN(snap, m.Hash, slot, source, now, old != 0 || insert)
 		default:
 			w.complete(m.Hash, now)
 		}

@@ -157,7 +157,7 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
-	w.handshakes.places = make([]sentSYN, handshakePlaces)
+	w.handshakes.places = new([handshakePlaces]sentSYN)
 	w.cpu.Store(-1)
 	w.halved = e.clock()
 	for i := range w.tops {

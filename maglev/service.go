@@ -45,6 +45,18 @@ func (v *Service) before(now int64) *Pool {
 	return nil
 }
 
+// Settled returns the slot that New, Existing and Datagram all return: the flow's first candidate, if it takes the flow, and the
+// scheduler goes by the hash, and no pool from before matters. That is what most flows find. If ok is false, they have to be asked.
+func (v *Service) Settled(key, hash uint64, s *Slots, now int64) (slot uint32, ok bool) {
+	p := v.Pool
+	if !p.scheduler.Agrees() || len(p.entries) == 0 || v.before(now) != nil {
+		return 0, false
+	}
+	mix := Mix(key, hash, 0)
+	slot = p.at(mix)
+	return slot, Admit(s.Admit[slot].Load()).takesNew(mix)
+}
+
 // New returns the slot for a packet that opens a flow for certain, a TCP SYN: by the pool now.
 func (v *Service) New(key, hash uint64, s *Slots, worker int, now int64) (slot uint32, ok bool) {
 	return v.Pool.New(key, hash, s, worker, now)
