@@ -65,6 +65,49 @@ func (t *Table) Insert(hash uint64, slot uint32, tick uint16, s State, lives []L
 	}
 }
 
+// InsertBatch is Insert for each of these flows; the same one may be among them twice, and the first gets the word then. slots and
+// outcomes, what each came to, have the length of hashes or more. Words for which there is room are written together, so that nothing
+// that is read waits for a swap. As with several workers, a home line may get one word more by that before flows go to the emptier line.
+func (t *Table) InsertBatch(hashes []uint64, slots []uint32, tick uint16, s State, lives []Life, outcomes []Outcome) {
+	for len(hashes) > 0 {
+		n := min(len(hashes), together)
+		t.insertTogether(hashes[:n], slots[:n], tick, s, lives, outcomes[:n])
+		hashes, slots, outcomes = hashes[n:], slots[n:], outcomes[n:]
+	}
+}
+
+// insertTogether is InsertBatch for at most 64 flows.
+func (t *Table) insertTogether(hashes []uint64, slots []uint32, tick uint16, s State, lives []Life, outcomes []Outcome) {
+	var at [together]uint64
+	left := t.places(hashes, &at) // a bit for each flow that is inserted alone afterwards
+	for k, hash := range hashes {
+		if left>>(k%together)&1 != 0 {
+			continue
+		}
+		next := MakeWord(uint32(hash>>32), slots[k], tick, s)
+		if !atomic.CompareAndSwapUint64(&t.words[at[k%together]], 0, uint64(next)) {
+			left |= 1 << (k % together)
+			continue
+		}
+		t.count(next, 1)
+		outcomes[k] = Inserted
+	}
+	others := t.alone(hashes, &at)
+	if left|others == 0 {
+		return
+	}
+	for k, hash := range hashes {
+		if left>>k&1 != 0 {
+			outcomes[k] = t.Insert(hash, slots[k], tick, s, lives)
+		} else if others>>k&1 != 0 {
+			home, fp := t.home(hash), hash>>32
+			if kept, found := t.settle(home, t.alternate(home, fp), fp); found && kept != at[k] {
+				outcomes[k] = Present
+			}
+		}
+	}
+}
+
 // place finds where a word with this fingerprint goes: its index, the word that is there now, and what putting it there
 // amounts to.
 func (t *Table) place(home, alt, fp uint64, tick uint16, lives []Life) (at, old uint64, o Outcome) {
