@@ -38,7 +38,6 @@ type handshakes struct {
 	places *[handshakePlaces]sentSYN
 	// hitsUntil is until when the ACK of such a SYN may come to a flow that has a word, and thus be a hit; CLOCK_MONOTONIC ns.
 	hitsUntil int64
-	hashes    [batchSize]uint64 // scratch of prefetch
 }
 
 // sentSYN is a SYN that was sent to a backend: its flow's fingerprint in bits 63..32, the slot in 31..14, and when it was last
@@ -72,14 +71,8 @@ func (h *handshakes) awaits(hash uint64, now int64) bool {
 	return isOf(s, hash) && waits(s, now)
 }
 
-// prefetch asks the processor for the places of the packets with these indices.
-func (h *handshakes) prefetch(hashes []uint64, indices []uint8) {
-	asked := h.hashes[:len(indices)]
-	for k, i := range indices {
-		asked[k] = hashes[i]
-	}
-	prefetch.Lines(h.places[:], handshakeLines-1, asked)
-}
+// prefetch asks the processor for the places of the flows with these hashes.
+func (h *handshakes) prefetch(hashes []uint64) { prefetch.Lines(h.places[:], handshakeLines-1, hashes) }
 
 // sendSYN counts a SYN of the flow with this hash that goes to the backend of a slot. word says that its flow has a word already.
 func (w *Worker) sendSYN(snap *Snapshot, hash uint64, slot uint32, source packet.Addr, now int64, word bool) {

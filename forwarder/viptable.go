@@ -70,10 +70,17 @@ func (t *vipTable) find(addr packet.Addr, proto uint8, port uint16) (service uin
 
 // isVIP says whether an address is a VIP.
 func (snap *Snapshot) isVIP(a packet.Addr) bool {
-	t := &snap.vips
-	if word, bit := t.bitOf(a); t.some[word]&bit == 0 {
-		return false
-	}
+	return snap.vips.mayHave(a) && snap.vips.has(a)
+}
+
+// mayHave is true for each VIP, and for hardly any other address.
+func (t *vipTable) mayHave(a packet.Addr) bool {
+	word, bit := t.bitOf(a)
+	return t.some[word]&bit != 0
+}
+
+// has says whether an address is a VIP.
+func (t *vipTable) has(a packet.Addr) bool {
 	_, reason := t.find(a, protoTCP, 0)
 	return reason != packet.NotVIP
 }

@@ -115,6 +115,7 @@ type batch struct {
 	sources, halves [batchSize]uint64
 	misses          [batchSize + maxCopies]uint8 // indices of packets to decide
 	missed          int
+	decisions       decisions
 	renewing        [batchSize]uint8 // indices of packets whose words may have to be written
 	renewals        int
 	proofs          [batchSize]uint64 // hashes of sources that are to be noted as proved
@@ -304,7 +305,7 @@ func (w *Worker) recovered(r any) error {
 	for q := range w.leaving {
 		w.uncount(w.leaving[q].packets[:w.leaving[q].n])
 	}
-	w.received, w.copies, w.answers, w.missed = 0, 0, 0, 0
+	w.received, w.copies, w.answers, w.missed, w.decisions.births.n = 0, 0, 0, 0, 0
 	clear(w.leaving)
 	return err
 }

@@ -196,21 +196,26 @@ func TestServiceSeveralChanges(t *testing.T) {
 	}
 }
 
-// What Settled returns is what each of the others does, and it returns something wherever they find nothing in the way.
-func TestServiceSettled(t *testing.T) {
+// What Settle finds is what each of the others does, and it finds something wherever they find nothing in the way.
+func TestServiceSettle(t *testing.T) {
 	for _, scheduler := range []Scheduler{Maglev, WRR, LeastConn, P2C, Source} {
 		v, s := change(t, scheduler, scheduler)
 		set(s, 0, MakeAdmit(Draining, 0))
 		set(s, 1, MakeAdmit(Down, All))
 		set(s, 2, MakeAdmit(Cut, All))
 		set(s, 3, MakeAdmit(Up, All/2))
-		settled := 0
-		for _, h := range hashes(2000) {
-			if slot, ok := v.Settled(testKey, h, s, 999); ok {
+		list := hashes(2000)
+		slots, settled := make([]uint32, len(list)), 0
+		v.Settle(testKey, list, s, 999, slots)
+		for _, slot := range slots {
+			if slot != NoSlot {
 				t.Fatalf("%v: settled on %d while a pool from before matters", scheduler, slot)
 			}
-			slot, ok := v.Settled(testKey, h, s, 1000)
-			if !ok {
+		}
+		v.Settle(testKey, list, s, 1000, slots)
+		for i, h := range list {
+			slot := slots[i]
+			if slot == NoSlot {
 				continue
 			}
 			settled++
@@ -227,7 +232,8 @@ func TestServiceSettled(t *testing.T) {
 	}
 	v, s := change(t, Maglev, Maglev)
 	v.Past, v.Pool = nil, NewPool(mustBuild(t, nil, DefaultSize), nil, Maglev, 1)
-	if slot, ok := v.Settled(testKey, 1, s, 0); ok {
-		t.Errorf("settled on %d of no backends", slot)
+	slots := []uint32{0}
+	if v.Settle(testKey, []uint64{1}, s, 0, slots); slots[0] != NoSlot {
+		t.Errorf("settled on %d of no backends", slots[0])
 	}
 }
