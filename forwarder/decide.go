@@ -73,8 +73,8 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 	w.missed = 0
 }
 
-// settle finds out which packets' slots are settled by the hash alone, and has what is looked at for handshakes prefetched. It is a pass
-// of its own, since the lookup table is read at another place for each packet, and is mostly not in the nearest cache.
+// settle finds out which packets' slots are settled by the hash alone, and brings what is looked at for handshakes into the cache. It is a
+// pass of its own, since the lookup table is read at another place for each packet, and is mostly not in the nearest cache.
 func (w *Worker) settle(snap *Snapshot, now int64) {
 	d, misses := &w.decisions, w.misses[:w.missed]
 	for k, i := range misses {
@@ -91,6 +91,7 @@ func (w *Worker) settle(snap *Snapshot, now int64) {
 		}
 		from = to
 	}
+	w.handshakes.touch(d.hashes[:len(misses)])
 }
 
 // insertAll writes the words of births.

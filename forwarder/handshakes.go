@@ -38,6 +38,7 @@ type handshakes struct {
 	places *[handshakePlaces]sentSYN
 	// hitsUntil is until when the ACK of such a SYN may come to a flow that has a word, and thus be a hit; CLOCK_MONOTONIC ns.
 	hitsUntil int64
+	read      uint64 // what touch has read, so that it does
 }
 
 // sentSYN is a SYN that was sent to a backend: its flow's fingerprint in bits 63..32, the slot in 31..14, and when it was last
@@ -73,6 +74,16 @@ func (h *handshakes) awaits(hash uint64, now int64) bool {
 
 // prefetch asks the processor for the places of the flows with these hashes.
 func (h *handshakes) prefetch(hashes []uint64) { prefetch.Lines(h.places[:], handshakeLines-1, hashes) }
+
+// touch reads the places of these flows, in a loop in which one reading does not wait for another. Of as many prefetches as there are
+// in a batch of new flows some do not come to anything.
+func (h *handshakes) touch(hashes []uint64) {
+	read := uint64(0)
+	for _, hash := range hashes {
+		read += *h.place(hash)
+	}
+	h.read = read
+}
 
 // sendSYN counts a SYN of the flow with this hash that goes to the backend of a slot. word says that its flow has a word already.
 func (w *Worker) sendSYN(snap *Snapshot, hash uint64, slot uint32, source packet.Addr, now int64, word bool) {
