@@ -27,8 +27,8 @@ type births struct {
 
 // decide chooses a backend for each packet on the list of misses, and inserts a word where the flow needs one. What most of them are is
 // decided in its loop: packets of flows about which no word, defence or limit says anything, to a service that goes by the flow's hash,
-// and to a backend that takes them. Their words are inserted afterwards, together, or before the next packet that takes more: each swap
-// is a barrier that what is read for the next packets would wait for.
+// and to a backend that takes them. Their words are inserted afterwards, together: each swap is a barrier that what is read for the next
+// packets would wait for. Nobody asks for these words before, as a scheduler that counts flows counts those of its own service.
 func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 	w.settle(snap, now)
 	number, s, cell := uint32(noService), (*service)(nil), (*serviceCell)(nil) // of the packet before
@@ -55,7 +55,6 @@ func (w *Worker) decide(snap *Snapshot, now int64, tick uint16) {
 				b.n++
 			}
 		} else {
-			w.insertAll(snap, tick)
 			if word = w.decideAlone(snap, s, cell, i, source, now, tick); m.Reason != packet.None || m.Flags&packet.ICMPError != 0 {
 				continue
 			}
