@@ -87,10 +87,10 @@ func (w *Worker) settle(snap *Snapshot, now int64) {
 		}
 		if s := &snap.services[number]; s.plain {
 			s.Settle(w.engine.keys.Mix, d.hashes[from:to], &w.engine.live, now, d.slots[from:to])
+			w.handshakes.touch(d.hashes[from:to])
 		}
 		from = to
 	}
-	w.handshakes.touch(d.hashes[:len(misses)])
 }
 
 // insertAll writes the words of births.
