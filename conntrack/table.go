@@ -155,13 +155,17 @@ func (t *Table) lookupHomeEach(hashes []uint64, index []int, found []Word) (miss
 }
 
 // scanEach is scan word by word.
-func scanEach(line *[lineWords]uint64, fp uint64) (same, empty uint8) {
-	for i := range line {
-		w := atomic.LoadUint64(&line[i])
-		if w == 0 {
-			empty |= 1 << i
-		} else if w>>32 == fp {
-			same |= 1 << i
+func (t *Table) scanEach(a, b, fp uint64) (same, empty uint16) {
+	for k, base := range [2]uint64{a, b} {
+		line := t.line(base)
+		for i := range line {
+			bit := uint16(1) << (k*lineWords + i)
+			w := atomic.LoadUint64(&line[i])
+			if w == 0 {
+				empty |= bit
+			} else if w>>32 == fp {
+				same |= bit
+			}
 		}
 	}
 	return same, empty

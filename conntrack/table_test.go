@@ -173,24 +173,30 @@ func TestLookupHome(t *testing.T) {
 	}
 }
 
-// TestScan compares all ways to scan a line.
+// TestScan compares all ways to scan the lines of a flow.
 func TestScan(t *testing.T) {
+	table, err := New(make([]uint64, 4*lineWords))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for pattern := range uint64(1 << lineWords * 3) {
-		var line [lineWords]uint64
-		for i := range line {
-			switch (pattern*2654435761>>i | pattern>>i) % 4 {
+		for i := range table.words {
+			table.words[i] = 0
+			switch bits := pattern * 2654435761; (bits*bits>>i | bits>>i | pattern>>i) % 4 {
 			case 1:
-				line[i] = uint64(MakeWord(0, 5, 6, Closing))
+				table.words[i] = uint64(MakeWord(0, 5, 6, Closing))
 			case 2:
-				line[i] = uint64(MakeWord(77, uint32(i), 6, Established))
+				table.words[i] = uint64(MakeWord(77, uint32(i), 6, Established))
 			case 3:
-				line[i] = uint64(MakeWord(0x80000001, uint32(i), 6, Probation))
+				table.words[i] = uint64(MakeWord(0x80000001, uint32(i), 6, Probation))
 			}
 		}
 		for _, fp := range []uint64{0, 77, 0x80000001, 5} {
-			same, empty := scan(&line, fp)
-			if wantSame, wantEmpty := scanEach(&line, fp); same != wantSame || empty != wantEmpty {
-				t.Fatalf("%x, fingerprint %d: %08b and %08b, want %08b and %08b", line, fp, same, empty, wantSame, wantEmpty)
+			a, b := pattern%4*lineWords, (pattern+1+pattern/4%3)%4*lineWords
+			same, empty := table.scan(a, b, fp)
+			if wantSame, wantEmpty := table.scanEach(a, b, fp); same != wantSame || empty != wantEmpty {
+				t.Fatalf("%x, lines at %d and %d, fingerprint %d: %016b and %016b, want %016b and %016b",
+					table.words, a, b, fp, same, empty, wantSame, wantEmpty)
 			}
 		}
 	}

@@ -195,7 +195,7 @@ func (w *Worker) usable(snap *Snapshot, i int, now int64, tick uint16) bool {
 		}
 		// Retransmitted, a client's port used again, or forged: whichever, it changes nothing here.
 		if word.State() != conntrack.Established { // else nobody would see its ACK
-			w.sendSYN(snap, uint8(i), now, true)
+			w.sendSYN(snap, m.Hash, uint32(slot), packet.Source(w.frame(&w.descs[i]), m), now, true)
 		}
 		return true
 	case state == maglev.Up, state == maglev.Draining, state == maglev.Down && snap.services[w.services[i]].onDown == OnDownKeep:

@@ -115,6 +115,7 @@ type batch struct {
 	sources, halves [batchSize]uint64
 	misses          [batchSize + maxCopies]uint8 // indices of packets to decide
 	missed          int
+	decisions       decisions
 	renewing        [batchSize]uint8 // indices of packets whose words may have to be written
 	renewals        int
 	proofs          [batchSize]uint64 // hashes of sources that are to be noted as proved
@@ -157,7 +158,7 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
-	w.handshakes.places = make([]sentSYN, handshakePlaces)
+	w.handshakes.places = new([handshakePlaces]sentSYN)
 	w.cpu.Store(-1)
 	w.halved = e.clock()
 	for i := range w.tops {
@@ -305,7 +306,7 @@ func (w *Worker) recovered(r any) error {
 		w.uncount(out.indices[:out.n])
 		out.n, out.others = 0, false
 	}
-	w.received, w.copies, w.answers, w.missed = 0, 0, 0, 0
+	w.received, w.copies, w.answers, w.missed, w.decisions.births.n = 0, 0, 0, 0, 0
 	return err
 }
 
