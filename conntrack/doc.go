@@ -21,9 +21,9 @@
 // (see [Tick]), which a worker reads once a batch.
 //
 // A worker calls [Table.Prefetch] when it has the hashes of a batch, then [Table.LookupBatch]; for each packet with a
-// word that has not expired [Table.Refresh] (or, for a SYN that must go elsewhere, [Table.Replace]); and for a flow
-// without one that must be remembered [Table.Insert]; for a flow that is ended [Table.Remove]. One goroutine calls
-// [Table.Sweep]; any may call [Table.Walk], which only looks.
+// word that has not expired [Table.Refresh] (or, for a SYN that must go elsewhere, [Table.Replace]); for the flows
+// without one that must be remembered [Table.InsertBatch], or [Table.Insert] for one alone; for a flow that is ended
+// [Table.Remove]. One goroutine calls [Table.Sweep]; any may call [Table.Walk], which only looks.
 //
 // # Why duplicates go away
 //

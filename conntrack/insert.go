@@ -65,53 +65,84 @@ func (t *Table) Insert(hash uint64, slot uint32, tick uint16, s State, lives []L
 	}
 }
 
+// InsertBatch is Insert for each of these flows; the same one may be among them twice, and the first gets the word then. slots and
+// outcomes, what each came to, have the length of hashes or more. Words for which there is room are written together, so that nothing
+// that is read waits for a swap. As with several workers, a home line may get one word more by that before flows go to the emptier line.
+func (t *Table) InsertBatch(hashes []uint64, slots []uint32, tick uint16, s State, lives []Life, outcomes []Outcome) {
+	for len(hashes) > 0 {
+		n := min(len(hashes), together)
+		t.insertTogether(hashes[:n], slots[:n], tick, s, lives, outcomes[:n])
+		hashes, slots, outcomes = hashes[n:], slots[n:], outcomes[n:]
+	}
+}
+
+// insertTogether is InsertBatch for at most 64 flows.
+func (t *Table) insertTogether(hashes []uint64, slots []uint32, tick uint16, s State, lives []Life, outcomes []Outcome) {
+	var at [together]uint64
+	left := t.places(hashes, &at) // a bit for each flow that is inserted alone afterwards
+	for k, hash := range hashes {
+		if left>>(k%together)&1 != 0 {
+			continue
+		}
+		next := MakeWord(uint32(hash>>32), slots[k], tick, s)
+		if !atomic.CompareAndSwapUint64(&t.words[at[k%together]], 0, uint64(next)) {
+			left |= 1 << (k % together)
+			continue
+		}
+		t.count(next, 1)
+		outcomes[k] = Inserted
+	}
+	others := t.alone(hashes, &at)
+	if left|others == 0 {
+		return
+	}
+	for k, hash := range hashes {
+		if left>>k&1 != 0 {
+			outcomes[k] = t.Insert(hash, slots[k], tick, s, lives)
+		} else if others>>k&1 != 0 {
+			home, fp := t.home(hash), hash>>32
+			if kept, found := t.settle(home, t.alternate(home, fp), fp); found && kept != at[k] {
+				outcomes[k] = Present
+			}
+		}
+	}
+}
+
 // place finds where a word with this fingerprint goes: its index, the word that is there now, and what putting it there
 // amounts to.
 func (t *Table) place(home, alt, fp uint64, tick uint16, lives []Life) (at, old uint64, o Outcome) {
-	h := t.survey(home, fp)
-	if h.match != 0 {
-		return h.at, h.match, renewal(h.match, tick, lives)
-	}
-	a := t.survey(alt, fp)
-	if a.match != 0 {
-		return a.at, a.match, renewal(a.match, tick, lives)
-	}
-	if h.used < homeFill || h.used <= a.used && h.used < lineWords {
-		return h.at, 0, Inserted
-	}
-	if a.used < lineWords {
-		return a.at, 0, Inserted
-	}
-	return t.victim(home, alt, tick, lives)
-}
-
-// renewal is what an insert does to a word with its own fingerprint.
-func renewal(w uint64, tick uint16, lives []Life) Outcome {
-	if expired(Word(w), tick, lives) {
-		return Replaced
-	}
-	return Present
-}
-
-// survey is what an insert wants to know of a line.
-type survey struct {
-	match uint64 // the word with the fingerprint, or 0
-	at    uint64 // index of match; without one, of the free word nearest after the preferred place
-	used  int    // without a match: words that are not empty
-}
-
-func (t *Table) survey(base, fp uint64) survey {
-	line := t.line(base)
-	same, empty := scan(line, fp)
+	same, empty := t.scan(home, alt, fp)
 	for ; same != 0; same &= same - 1 {
-		i := uint64(bits.TrailingZeros8(same))
-		if w := atomic.LoadUint64(&line[i]); matches(w, fp) { // else it has gone since
-			return survey{match: w, at: base + i}
+		at = wordOf(home, alt, same)
+		if w := atomic.LoadUint64(&t.words[at]); matches(w, fp) { // else it has gone since
+			if expired(Word(w), tick, lives) {
+				return at, w, Replaced
+			}
+			return at, w, Present
 		}
 	}
-	p := int(preferred(fp))
-	free := (p + bits.TrailingZeros8(bits.RotateLeft8(empty, -p))) % lineWords
-	return survey{at: base + uint64(free), used: lineWords - bits.OnesCount8(empty)}
+	base, free := home, uint8(empty)
+	if used := lineWords - bits.OnesCount8(free); used >= homeFill {
+		other := uint8(empty >> lineWords)
+		if used == lineWords && other == 0 {
+			return t.victim(home, alt, tick, lives)
+		}
+		if used > lineWords-bits.OnesCount8(other) {
+			base, free = alt, other
+		}
+	}
+	// The free word nearest after the preferred place.
+	p := preferred(fp)
+	return base + (p+uint64(bits.TrailingZeros8(bits.RotateLeft8(free, -int(p)))))%lineWords, 0, Inserted
+}
+
+// wordOf is the index of the word of the lowest bit that scan has set for the lines a and b.
+func wordOf(a, b uint64, found uint16) uint64 {
+	i := uint64(bits.TrailingZeros16(found))
+	if i < lineWords {
+		return a + i
+	}
+	return b + i - lineWords
 }
 
 // victim finds the word to overwrite in two full lines. The outcomes of evictions are in the order in which words are
@@ -126,7 +157,7 @@ func (t *Table) victim(home, alt uint64, tick uint16, lives []Life) (at, old uin
 			age := Age(tick, w.Tick())
 			c := Refused
 			switch w.State() {
-			case Empty: // freed since the survey
+			case Empty: // freed since they were scanned
 				return base + uint64(i), 0, Inserted
 			case Probation:
 				c = EvictedProbation
@@ -153,23 +184,21 @@ func (t *Table) victim(home, alt uint64, tick uint16, lives []Life) (at, old uin
 // settle removes all words with this fingerprint from the two lines but the one with the lowest index, which it
 // returns. See the package documentation for why this leaves exactly one.
 func (t *Table) settle(home, alt, fp uint64) (kept uint64, found bool) {
-	for _, base := range [2]uint64{min(home, alt), max(home, alt)} {
-		line := t.line(base)
-		for same, _ := scan(line, fp); same != 0; same &= same - 1 {
-			i := bits.TrailingZeros8(same)
-			w := atomic.LoadUint64(&line[i])
-			if !matches(w, fp) {
-				continue
-			}
-			if !found {
-				kept, found = base+uint64(i), true
-				continue
-			}
-			for ; matches(w, fp); w = atomic.LoadUint64(&line[i]) {
-				if atomic.CompareAndSwapUint64(&line[i], w, 0) {
-					t.swapped(w, 0)
-					break
-				}
+	low, high := min(home, alt), max(home, alt)
+	for same, _ := t.scan(low, high, fp); same != 0; same &= same - 1 {
+		at := wordOf(low, high, same)
+		w := atomic.LoadUint64(&t.words[at])
+		if !matches(w, fp) {
+			continue
+		}
+		if !found {
+			kept, found = at, true
+			continue
+		}
+		for ; matches(w, fp); w = atomic.LoadUint64(&t.words[at]) {
+			if atomic.CompareAndSwapUint64(&t.words[at], w, 0) {
+				t.swapped(w, 0)
+				break
 			}
 		}
 	}

@@ -139,10 +139,15 @@ func (w *linearWorker) slot() uint32 {
 	return uint32(w.id*linearCalls + w.writes)
 }
 
-// insert is Table.Insert or, since another worker seldom gets far in the middle of that, the same with pauses.
+// insert is Table.Insert, or a batch of one, or, since another worker seldom gets far in the middle of that, the same with pauses.
 func (w *linearWorker) insert(hash uint64, slot uint32) Outcome {
-	if w.r.IntN(4) > 0 {
+	switch w.r.IntN(4) {
+	case 0, 1:
 		return w.table.Insert(hash, slot, testNow, Established, w.lives)
+	case 2:
+		var outcome [1]Outcome
+		w.table.InsertBatch([]uint64{hash}, []uint32{slot}, testNow, Established, w.lives, outcome[:])
+		return outcome[0]
 	}
 	t, fp := w.table, hash>>32
 	home := t.home(hash)

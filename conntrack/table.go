@@ -110,18 +110,18 @@ func (t *Table) Lookup(hash uint64) (index int, w Word) {
 func (t *Table) LookupBatch(hashes []uint64, index []int, words []Word) {
 	for len(hashes) > 0 {
 		n := min(len(hashes), together)
-		if t.lookupHome(hashes[:n], index, words) > 0 {
-			t.lookupAlternates(hashes[:n], index, words)
+		if missing := t.lookupHome(hashes[:n], index, words); missing != 0 {
+			t.lookupAlternates(missing, hashes[:n], index, words)
 		}
 		hashes, index, words = hashes[n:], index[n:], words[n:]
 	}
 }
 
-// together is how many hashes are looked up together at most.
+// together is how many hashes are looked up together at most, as many as a word has bits.
 const together = 64
 
-// lookupAlternates looks for the flows whose words are zero in their alternate lines.
-func (t *Table) lookupAlternates(hashes []uint64, index []int, words []Word) {
+// lookupAlternates looks for the flows with the numbers of the bits in missing in their alternate lines.
+func (t *Table) lookupAlternates(missing uint64, hashes []uint64, index []int, words []Word) {
 	var (
 		alternates [together]uint64 // hashes with the same fingerprints whose home lines these are
 		which      [together]uint8  // and their places in the batch
@@ -129,13 +129,13 @@ func (t *Table) lookupAlternates(hashes []uint64, index []int, words []Word) {
 		found      [together]Word
 	)
 	misses := 0
-	for i, hash := range hashes {
-		if words[i] == 0 {
-			fp := hash >> 32
-			alternates[misses%together] = fp<<32 | t.alternate(t.home(hash), fp)/lineWords
-			which[misses%together] = uint8(i)
-			misses++
-		}
+	for ; missing != 0; missing &= missing - 1 {
+		i := bits.TrailingZeros64(missing)
+		hash := hashes[i]
+		fp := hash >> 32
+		alternates[misses%together] = fp<<32 | t.alternate(t.home(hash), fp)/lineWords
+		which[misses%together] = uint8(i)
+		misses++
 	}
 	prefetch.Lines(t.words, t.mask, alternates[:misses])
 	t.lookupHome(alternates[:misses], at[:], found[:])
@@ -145,23 +145,27 @@ func (t *Table) lookupAlternates(hashes []uint64, index []int, words []Word) {
 }
 
 // lookupHomeEach is lookupHome one by one.
-func (t *Table) lookupHomeEach(hashes []uint64, index []int, found []Word) (misses int) {
+func (t *Table) lookupHomeEach(hashes []uint64, index []int, found []Word) (missing uint64) {
 	for i, hash := range hashes {
 		if index[i], found[i] = t.find(t.home(hash), hash>>32); found[i] == 0 {
-			misses++
+			missing |= 1 << i
 		}
 	}
-	return misses
+	return missing
 }
 
 // scanEach is scan word by word.
-func scanEach(line *[lineWords]uint64, fp uint64) (same, empty uint8) {
-	for i := range line {
-		w := atomic.LoadUint64(&line[i])
-		if w == 0 {
-			empty |= 1 << i
-		} else if w>>32 == fp {
-			same |= 1 << i
+func (t *Table) scanEach(a, b, fp uint64) (same, empty uint16) {
+	for k, base := range [2]uint64{a, b} {
+		line := t.line(base)
+		for i := range line {
+			bit := uint16(1) << (k*lineWords + i)
+			w := atomic.LoadUint64(&line[i])
+			if w == 0 {
+				empty |= bit
+			} else if w>>32 == fp {
+				same |= bit
+			}
 		}
 	}
 	return same, empty

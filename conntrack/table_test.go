@@ -151,44 +151,52 @@ func TestLookupHome(t *testing.T) {
 			hashes = append(hashes, fp<<32|line)
 		}
 	}
-	for n := 1; n <= len(hashes); n += 3 {
+	// All sizes, each from another place on.
+	for n, from := 1, 0; n <= together; n, from = n+1, (from+together+1)%(len(hashes)-together) {
+		hashes := hashes[from : from+n]
 		index, words := make([]int, n), make([]Word, n)
-		misses := table.lookupHome(hashes[:n], index, words)
-		wanted := 0
-		for i, hash := range hashes[:n] {
+		missing := table.lookupHome(hashes, index, words)
+		wanted := uint64(0)
+		for i, hash := range hashes {
 			at, w := table.find(table.home(hash), hash>>32)
 			if w == 0 {
-				wanted++
+				wanted |= 1 << i
 			}
 			// Of two words of one flow either will do; they are as good as each other until one of them is removed.
 			if (words[i] == 0) != (w == 0) || w != 0 && (words[i].Fingerprint() != w.Fingerprint() || table.words[index[i]] != uint64(words[i]) || index[i]/lineWords != at/lineWords) {
 				t.Fatalf("%#x: %#x at %d, want %#x at %d", hash, words[i], index[i], w, at)
 			}
 		}
-		if misses != wanted {
-			t.Fatalf("%d hashes: %d misses, want %d", n, misses, wanted)
+		if missing != wanted {
+			t.Fatalf("%d hashes from %d on: missing %#x, want %#x", n, from, missing, wanted)
 		}
 	}
 }
 
-// TestScan compares all ways to scan a line.
+// TestScan compares all ways to scan the lines of a flow.
 func TestScan(t *testing.T) {
+	table, err := New(make([]uint64, 4*lineWords))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for pattern := range uint64(1 << lineWords * 3) {
-		var line [lineWords]uint64
-		for i := range line {
-			switch (pattern*2654435761>>i | pattern>>i) % 4 {
+		for i := range table.words {
+			table.words[i] = 0
+			switch bits := pattern * 2654435761; (bits*bits>>i | bits>>i | pattern>>i) % 4 {
 			case 1:
-				line[i] = uint64(MakeWord(0, 5, 6, Closing))
+				table.words[i] = uint64(MakeWord(0, 5, 6, Closing))
 			case 2:
-				line[i] = uint64(MakeWord(77, uint32(i), 6, Established))
+				table.words[i] = uint64(MakeWord(77, uint32(i), 6, Established))
 			case 3:
-				line[i] = uint64(MakeWord(0x80000001, uint32(i), 6, Probation))
+				table.words[i] = uint64(MakeWord(0x80000001, uint32(i), 6, Probation))
 			}
 		}
 		for _, fp := range []uint64{0, 77, 0x80000001, 5} {
-			same, empty := scan(&line, fp)
-			if wantSame, wantEmpty := scanEach(&line, fp); same != wantSame || empty != wantEmpty {
-				t.Fatalf("%x, fingerprint %d: %08b and %08b, want %08b and %08b", line, fp, same, empty, wantSame, wantEmpty)
+			a, b := pattern%4*lineWords, (pattern+1+pattern/4%3)%4*lineWords
+			same, empty := table.scan(a, b, fp)
+			if wantSame, wantEmpty := table.scanEach(a, b, fp); same != wantSame || empty != wantEmpty {
+				t.Fatalf("%x, lines at %d and %d, fingerprint %d: %016b and %016b, want %016b and %016b",
+					table.words, a, b, fp, same, empty, wantSame, wantEmpty)
 			}
 		}
 	}

@@ -194,6 +194,7 @@ func TestVIPTable(t *testing.T) {
 		}
 	}
 	table := newVIPTable(claims)
+	snap := Snapshot{vips: table}
 	for range 200_000 {
 		addr := packet.Addr{Lo: 0xffff_c000_0200 + uint64(rng.IntN(60))}
 		proto := []uint8{protoTCP, protoUDP}[rng.IntN(2)]
@@ -215,10 +216,13 @@ func TestVIPTable(t *testing.T) {
 		if got, r := table.find(addr, proto, port); got != want || r != reason {
 			t.Fatalf("%v %d %d: got %d, %v, want %d, %v", addr, proto, port, got, r, want, reason)
 		}
+		if snap.isVIP(addr) != (reason != packet.NotVIP) {
+			t.Fatalf("%v: isVIP says %v, find %v", addr, snap.isVIP(addr), reason)
+		}
 	}
-	empty := newVIPTable(nil)
-	if _, r := empty.find(packet.Addr{}, protoTCP, 80); r != packet.NotVIP {
-		t.Fatalf("the empty table says %v", r)
+	empty := Snapshot{vips: newVIPTable(nil)}
+	if _, r := empty.vips.find(packet.Addr{}, protoTCP, 80); r != packet.NotVIP || empty.isVIP(packet.Addr{}) {
+		t.Fatalf("the empty table says %v, isVIP %v", r, empty.isVIP(packet.Addr{}))
 	}
 }
 

@@ -35,10 +35,10 @@ const (
 
 // handshakes are the SYNs that wait for their ACK. They are their worker's own.
 type handshakes struct {
-	places []sentSYN
+	places *[handshakePlaces]sentSYN
 	// hitsUntil is until when the ACK of such a SYN may come to a flow that has a word, and thus be a hit; CLOCK_MONOTONIC ns.
 	hitsUntil int64
-	hashes    [batchSize]uint64 // scratch of prefetch
+	read      uint64 // what touch has read, so that it does
 }
 
 // sentSYN is a SYN that was sent to a backend: its flow's fingerprint in bits 63..32, the slot in 31..14, and when it was last
@@ -58,29 +58,35 @@ func waits(s sentSYN, now int64) bool {
 	return s != 0 && (uint64(now>>handshakeShift)-s)&sentMask <= uint64(handshakeTime>>handshakeShift)
 }
 
+// isOf says whether s is the SYN of the flow with this hash, or of one with the same fingerprint.
+func isOf(s sentSYN, hash uint64) bool { return s>>32 == hash>>32 }
+
 // place is where the SYN of the flow with this hash waits.
 func (h *handshakes) place(hash uint64) *sentSYN {
-	return &h.places[hash%handshakeLines*8+hash/handshakeLines%8]
+	return &h.places[(hash%handshakeLines*8+hash/handshakeLines%8)%handshakePlaces]
 }
 
 // awaits says whether it is the SYN of the flow with this hash that waits in its place.
 func (h *handshakes) awaits(hash uint64, now int64) bool {
 	s := *h.place(hash)
-	return s>>32 == hash>>32 && waits(s, now)
+	return isOf(s, hash) && waits(s, now)
 }
 
-// prefetch asks the processor for the places of the packets with these indices.
-func (h *handshakes) prefetch(hashes []uint64, indices []uint8) {
-	asked := h.hashes[:len(indices)]
-	for k, i := range indices {
-		asked[k] = hashes[i]
+// prefetch asks the processor for the places of the flows with these hashes.
+func (h *handshakes) prefetch(hashes []uint64) { prefetch.Lines(h.places[:], handshakeLines-1, hashes) }
+
+// touch reads the places of these flows, in a loop in which one reading does not wait for another. Of as many prefetches as there are
+// in a batch of new flows some do not come to anything.
+func (h *handshakes) touch(hashes []uint64) {
+	read := uint64(0)
+	for _, hash := range hashes {
+		read += *h.place(hash)
 	}
-	prefetch.Lines(h.places, handshakeLines-1, asked)
+	h.read = read
 }
 
-// sendSYN counts packet i, a SYN that goes to a backend. word says that its flow has a word already.
-func (w *Worker) sendSYN(snap *Snapshot, i uint8, now int64, word bool) {
-	hash, slot := w.metas[i].Hash, w.slots[i]
+// sendSYN counts a SYN of the flow with this hash that goes to the backend of a slot. word says that its flow has a word already.
+func (w *Worker) sendSYN(snap *Snapshot, hash uint64, slot uint32, source packet.Addr, now int64, word bool) {
 	if !snap.targets[slot].ready() { // it cannot be sent
 		return
 	}
@@ -89,27 +95,28 @@ func (w *Worker) sendSYN(snap *Snapshot, i uint8, now int64, word bool) {
 		w.engine.unsettle(now)
 	}
 	place := w.handshakes.place(hash)
-	waits := waits(*place, now)
-	switch {
-	case waits && *place>>32 != hash>>32:
+	last := *place
+	waits := waits(last, now)
+	if waits && !isOf(last, hash) {
 		return
-	case waits && slotOf(*place) == slot:
-		w.count.signal(slot).retransmitted++
-	default: // also one that was sent to another backend before, which did not answer
-		source := packet.Source(w.frame(&w.descs[i]), &w.metas[i])
-		cell := w.count.signal(slot)
-		cell.syns++
-		cell.sources |= 1 << (w.engine.proved.Hash(guard.Source(source.Hi, source.Lo)) >> 58)
 	}
 	*place = makeSYN(hash, slot, now)
+	cell := w.count.signal(slot)
+	if waits && slotOf(last) == slot {
+		cell.retransmitted++
+		return
+	}
+	// Also one that was sent to another backend before, which did not answer.
+	cell.syns++
+	cell.sources |= 1 << (w.engine.proved.Hash(guard.Source(source.Hi, source.Lo)) >> 58)
 }
 
 // complete counts the handshake of the flow with this hash, if its SYN waits for it: its client has sent what is neither SYN
 // nor RST.
 func (w *Worker) complete(hash uint64, now int64) {
-	if w.handshakes.awaits(hash, now) {
-		place := w.handshakes.place(hash)
-		w.count.signal(slotOf(*place)).completed++
+	place := w.handshakes.place(hash)
+	if s := *place; isOf(s, hash) && waits(s, now) {
+		w.count.signal(slotOf(s)).completed++
 		*place = 0
 	}
 }

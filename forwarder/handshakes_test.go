@@ -437,14 +437,12 @@ func TestSignalsAllocateNothing(t *testing.T) {
 	reader := r.engine.NewSignalReader()
 	defer reader.Close()
 	word := conntrack.MakeWord(1, r.engine.services["web"].slots["web-1"], 0, conntrack.Probation)
-	w.slots[0] = word.Slot()
-	r.pass(client(1, "A").frame(t)) // a frame to be found
 	if n := testing.AllocsPerRun(1000, func() {
 		now := r.now.Load()
 		w.metas[0].Hash++
 		w.metas[0].Flags = packet.SYN
-		w.sendSYN(snap, 0, now, true)
-		w.sendSYN(snap, 0, now, true)
+		w.sendSYN(snap, w.metas[0].Hash, word.Slot(), packet.Addr{Lo: 1}, now, true)
+		w.sendSYN(snap, w.metas[0].Hash, word.Slot(), packet.Addr{Lo: 1}, now, true)
 		w.metas[0].Flags = 0
 		w.unsettled(&snap.services[0], 0, word, now, 0)
 		w.metas[0].Flags = packet.RST

@@ -1,9 +1,6 @@
 package forwarder
 
-import (
-	"github.com/sluice-lb/sluice/forwarder/packet"
-	"github.com/sluice-lb/sluice/forwarder/xsk"
-)
+import "github.com/sluice-lb/sluice/forwarder/xsk"
 
 // chain says where the further frames of a packet are in batch.tails.
 type chain struct{ first, count uint8 }
@@ -49,7 +46,7 @@ func (w *Worker) departAll(q int32, i, start, length int) {
 	out := &w.leaving[q]
 	out.descs[out.n-1].Options = xsk.Continued
 	for _, d := range tails {
-		out.descs[out.n], out.packets[out.n] = d, packet.Departure{Index: continuation}
+		out.descs[out.n], out.indices[out.n] = d, continuation
 		out.n++
 	}
 	out.others = true

@@ -66,20 +66,20 @@ func (w *Worker) rewriteReply(snap *Snapshot, i int, now int64) {
 		return
 	}
 	x := snap.exits[y.exit]
-	q := w.egress[x.iface]
-	if q < 0 {
+	out := w.egress[x.iface]
+	if out == nil {
 		m.Reason = packet.EgressDown
 		return
 	}
 	if m.End-m.L3 <= y.maxLen {
-		w.translateBack(snap, i, q, y, x)
+		w.translateBack(snap, i, out.queue, y, x)
 		return
 	}
 	if first, whole, ok := w.divide(snap, i, y.maxLen, now); ok {
-		w.translateBack(snap, i, q, y, x)
+		w.translateBack(snap, i, out.queue, y, x)
 		m.End = whole
 		for k := first; k < w.received+w.copies; k++ {
-			w.translateBack(snap, k, q, y, x)
+			w.translateBack(snap, k, out.queue, y, x)
 		}
 	}
 }

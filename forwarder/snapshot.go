@@ -37,6 +37,7 @@ type service struct {
 	reject  bool // see ServiceSpec.Reject
 	noTable bool // see ServiceSpec.NoTable
 	agrees  bool // see maglev.Scheduler.Agrees
+	plain   bool // what a flow without a word gets is a matter of its hash alone
 	onDown  OnDown
 	defence Defence
 	limits  *serviceLimits // nil: none of its own
@@ -120,6 +121,10 @@ func (e *Engine) rebuild() {
 		claims = append(claims, vipPorts{addr: packet.FromNetip(s.spec.VIP), proto: s.spec.Protocol, ports: s.spec.Ports, service: s.number})
 	}
 	e.newLimits(snap)
+	for i := range snap.services {
+		s := &snap.services[i]
+		s.plain = s.agrees && s.defence == DefenceOff && s.source == (packet.Addr{}) && !s.noTable && !snap.limits.flows
+	}
 	snap.vips = newVIPTable(claims)
 	for i := range e.slots.states {
 		st := &e.slots.states[i]

@@ -65,9 +65,9 @@ func (w *Worker) parse(n int, now int64) {
 
 // classify finds the services of the batch. A packet to the same place as the one before needs no search.
 func (w *Worker) classify(snap *Snapshot, n int, now int64) {
+	const none = 1 << 16 // no port
 	var dst packet.Addr
-	var port uint16 // 0: there was none before
-	var proto uint8
+	port, proto := uint32(none), uint8(0)
 	service, reason := uint32(0), packet.None
 	metas, services := w.metas[:n], w.services[:n]
 	for i := range metas {
@@ -75,7 +75,7 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 		if m.Reason != packet.None {
 			continue
 		}
-		if m.DstPort == port && m.Dst.Lo == dst.Lo && m.Dst.Hi == dst.Hi && m.Proto == proto && port != 0 {
+		if uint32(m.DstPort) == port && m.Dst.Lo == dst.Lo && m.Dst.Hi == dst.Hi && m.Proto == proto {
 			services[i], m.Reason = service, reason // what has ports is neither Echo nor placed
 			continue
 		}
@@ -93,7 +93,10 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 			}
 			continue
 		}
-		dst, port, proto, service, reason = m.Dst, m.DstPort, m.Proto, services[i], m.Reason
+		dst, port, proto, service, reason = m.Dst, uint32(m.DstPort), m.Proto, services[i], m.Reason
+		if port == 0 { // as that of what has no ports
+			port = none
+		}
 	}
 }
 
@@ -112,7 +115,7 @@ func (w *Worker) sample(n int) {
 // packets are is decided in its loop: those within an established flow, to a backend that is up. Words are renewed afterwards, together:
 // each swap is a barrier that what is read for the next packets would wait for.
 func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
-	targets, admit := snap.targets, w.engine.live.Admit
+	targets, admit := snap.targets, w.engine.live.Admit[:len(snap.targets)]
 	w.missed, w.renewals = 0, 0
 	metas, words, services := w.metas[:n], w.words[:n], w.services[:n]
 	for i := range metas {
@@ -121,17 +124,18 @@ func (w *Worker) lookup(snap *Snapshot, n int, now int64, tick uint16) {
 			continue
 		}
 		word := words[i]
-		if m.Flags&^packet.V6 == 0 && word.State() == conntrack.Established {
-			slot := word.Slot()
-			if int(slot) < len(targets) && uint32(targets[slot].service) == services[i] && maglev.Admit(admit[slot].Load()).State() == maglev.Up {
-				if word.Tick() == tick {
-					w.slots[i] = slot
-					continue
-				}
-				if !targets[slot].life.Expired(word, tick) {
-					w.slots[i] = slot
-					w.renew(i)
-					continue
+		if slot := word.Slot(); m.Flags&^packet.V6 == 0 && word.State() == conntrack.Established && int(slot) < len(targets) {
+			if t := &targets[slot]; uint32(t.service) == services[i] {
+				if maglev.Admit(admit[slot].Load()).State() == maglev.Up {
+					if word.Tick() == tick {
+						w.slots[i] = slot
+						continue
+					}
+					if !t.life.Expired(word, tick) {
+						w.slots[i] = slot
+						w.renew(i)
+						continue
+					}
 				}
 			}
 		}
@@ -191,7 +195,7 @@ func (w *Worker) usable(snap *Snapshot, i int, now int64, tick uint16) bool {
 		}
 		// Retransmitted, a client's port used again, or forged: whichever, it changes nothing here.
 		if word.State() != conntrack.Established { // else nobody would see its ACK
-			w.sendSYN(snap, uint8(i), now, true)
+			w.sendSYN(snap, m.Hash, uint32(slot), packet.Source(w.frame(&w.descs[i]), m), now, true)
 		}
 		return true
 	case state == maglev.Up, state == maglev.Draining, state == maglev.Down && snap.services[w.services[i]].onDown == OnDownKeep:
@@ -212,75 +216,76 @@ func (w *Worker) usable(snap *Snapshot, i int, now int64, tick uint16) bool {
 }
 
 // rewrite puts each packet's new header in front of it, and sorts the packets by the queue that they leave by. Those to backends are
-// counted for their slots there and then; see uncount.
+// counted for their slots there and then; see uncount. What most packets are is written out in its loop: received ones to a backend,
+// that take a header and no more, of a slot that others have been counted for since the last publish.
 func (w *Worker) rewrite(snap *Snapshot, n int, now int64) {
-	targets := snap.targets
-	metas, descs, slots, cells := w.metas[:n], w.descs[:n], w.slots[:n], w.count.slots
-	at, out := int32(-1), (*departures)(nil) // the queue of the packet before, and what leaves by it
+	targets, memory, cells := snap.targets, w.io.Memory, (*[conntrack.MaxSlots]slotCell)(w.count.slots)
+	memory = memory[:len(memory):len(memory)]
+	metas, descs, slots := w.metas[:n], w.descs[:n], w.slots[:n]
 	for i := range metas {
 		m := &metas[i]
 		if m.Reason != packet.None {
 			continue
 		}
-		if m.Flags&(packet.Echo|reply) != 0 {
-			w.rewriteAnswer(snap, i, now)
-			continue
-		}
-		d, t, length := &descs[i], &targets[slots[i]], m.End-m.L3
-		if t.problem != packet.None || d.Options != 0 || length > t.maxLen {
+		if m.Flags&(packet.Echo|reply) != 0 || i >= w.received {
 			w.rewriteSpecial(snap, i, now)
 			continue
 		}
-		q := w.egress[t.exit&(MaxInterfaces-1)] // an exit without a tag has the number of its interface
-		if q < 0 {
-			m.Reason = packet.EgressDown
+		slot := slots[i] % conntrack.MaxSlots
+		d, t, length := &descs[i], &targets[slot], m.End-m.L3
+		out, cell := w.egress[t.exit%MaxInterfaces], &cells[slot] // an exit without a tag has the number of its interface
+		if t.problem != packet.None || d.Options != 0 || length > t.maxLen || out == nil || !cell.dirty {
+			w.rewriteSpecial(snap, i, now)
 			continue
 		}
-		if q != at {
-			at, out = q, &w.leaving[q]
+		start, size := d.Addr+uint64(m.L3), uint32(length)
+		switch {
+		case t.encap.InIPv4():
+			start, size = start-packet.OuterIPv4, size+packet.OuterIPv4
+			f := (*[packet.OuterIPv4]byte)(memory[start : start+packet.OuterIPv4 : start+packet.OuterIPv4])
+			t.encap.PutIPv4(f, length, m.Class)
+			if m.Flags&packet.V6 != 0 {
+				packet.CarryIPv6(f)
+			}
+		case t.encap.L2():
+			start, size = start-packet.Ethernet, size+packet.Ethernet
+			t.encap.PutL2((*[packet.Ethernet]byte)(memory[start : start+packet.Ethernet : start+packet.Ethernet]))
+		case t.encap.InIPv6():
+			start, size = start-packet.OuterIPv6, size+packet.OuterIPv6
+			f := (*[packet.OuterIPv6]byte)(memory[start : start+packet.OuterIPv6 : start+packet.OuterIPv6])
+			t.encap.PutIPv6(f, length, m.Class, packet.InnerProto(m.Flags))
+		default:
+			newStart, newLen := t.encap.Apply(memory, int(d.Addr), m)
+			start, size = uint64(newStart), uint32(newLen)
 		}
-		p := &out.packets[out.n]
-		p.Encap, p.Start, p.Length, p.Flags, p.Class, p.Index = &t.encap, d.Addr+uint64(m.L3), length, m.Flags, m.Class, uint8(i)
+		k := out.n % uint(len(out.descs))
+		out.descs[k], out.indices[k] = xsk.Desc{Addr: start, Len: size}, uint8(i)
 		out.n++
-		if i >= w.received { // a copy
-			out.others = true
-			continue
-		}
-		cell := &cells[slots[i]]
-		if !cell.dirty {
-			w.count.touchSlot(slots[i], cell)
-		}
 		cell.packets++
 		cell.bytes += uint64(length)
 	}
-	for q := range w.leaving {
-		if out := &w.leaving[q]; out.n > 0 {
-			packet.ApplyBatch(w.io.Memory, w.metas[:], out.packets[:out.n], out.descs[:])
-		}
-	}
 }
 
-// rewriteAnswer is rewrite for what does not go to a backend: an echo request, which is turned into its answer, and a NAT backend's reply.
-func (w *Worker) rewriteAnswer(snap *Snapshot, i int, now int64) {
+// rewriteSpecial is rewrite for all other packets: an answer, NAT, a tag, several frames, too many bytes, no way at all, or a copy.
+func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
 	m := &w.metas[i]
 	if m.Flags&reply != 0 {
 		w.rewriteReply(snap, i, now)
 		return
 	}
-	addr := w.descs[i].Addr
-	w.departBy(exit{}, w.fromQueue, i, int(addr), packet.EchoReply(w.io.Memory[addr:], m))
-}
-
-// rewriteSpecial is rewrite for a packet that has more to it: NAT, a tag, several frames, too many bytes, or no way at all.
-func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
-	m, t := &w.metas[i], &snap.targets[w.slots[i]]
+	if m.Flags&packet.Echo != 0 {
+		addr := w.descs[i].Addr
+		w.departBy(exit{}, w.fromQueue, i, int(addr), packet.EchoReply(w.io.Memory[addr:], m))
+		return
+	}
+	t := &snap.targets[w.slots[i]]
 	if t.problem != packet.None && t.problem != special {
 		m.Reason = t.problem
 		return
 	}
 	x := snap.exits[t.exit]
-	q := w.egress[x.iface]
-	if q < 0 {
+	out := w.egress[x.iface]
+	if out == nil {
 		m.Reason = packet.EgressDown
 		return
 	}
@@ -293,16 +298,16 @@ func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
 		return
 	}
 	if m.End-m.L3 <= t.maxLen {
-		w.leave(i, t, x, q)
+		w.leave(i, t, x, out.queue)
 	} else {
 		first, whole, ok := w.divide(snap, i, t.maxLen, now)
 		if !ok {
 			return
 		}
-		w.leave(i, t, x, q)
+		w.leave(i, t, x, out.queue)
 		m.End = whole
 		for k := first; k < w.received+w.copies; k++ {
-			w.leave(k, t, x, q)
+			w.leave(k, t, x, out.queue)
 		}
 	}
 	if i < w.received {
@@ -313,9 +318,9 @@ func (w *Worker) rewriteSpecial(snap *Snapshot, i int, now int64) {
 }
 
 // uncount takes back what was counted for the slots of packets that do not leave after all.
-func (w *Worker) uncount(packets []packet.Departure) {
-	for k := range packets {
-		if i := packets[k].Index; w.toBackend(i) {
+func (w *Worker) uncount(indices []uint8) {
+	for _, i := range indices {
+		if w.toBackend(i) {
 			m, cell := &w.metas[i], w.count.slot(w.slots[i])
 			cell.packets--
 			cell.bytes -= uint64(m.End - m.L3)
@@ -350,7 +355,7 @@ func (w *Worker) departBy(x exit, q int32, i, start, length int) {
 func (w *Worker) depart(q int32, i, start, length int) {
 	out := &w.leaving[q]
 	out.descs[out.n] = xsk.Desc{Addr: uint64(start), Len: uint32(length)}
-	out.packets[out.n] = packet.Departure{Index: uint8(i)}
+	out.indices[out.n] = uint8(i)
 	out.n++
 	out.others = out.others || !w.toBackend(uint8(i))
 }
@@ -378,7 +383,7 @@ func (w *Worker) transmit(n int) {
 // the others get a reason.
 func (w *Worker) send(q int) (packets int) {
 	out, port := &w.leaving[q], w.io.Queues[q].Port
-	descs, departed := out.descs[:out.n], out.packets[:out.n]
+	descs, departed := out.descs[:out.n], out.indices[:out.n]
 	out.n = 0
 	sent := port.Transmit(descs)
 	gone := port.Wake()
@@ -389,8 +394,7 @@ func (w *Worker) send(q int) (packets int) {
 	packets = sent
 	w.count.forwarded += uint64(sent)
 	if out.others {
-		for k := range departed[:sent] {
-			i := departed[k].Index
+		for _, i := range departed[:sent] {
 			if i == continuation {
 				packets--
 			}
@@ -408,8 +412,7 @@ func (w *Worker) send(q int) (packets int) {
 	if gone != nil {
 		full = packet.EgressDown
 	}
-	for k := range departed[sent:] {
-		i := departed[sent+k].Index
+	for _, i := range departed[sent:] {
 		if i == continuation {
 			continue
 		}

@@ -13,6 +13,9 @@ type vipTable struct {
 	entries []vipEntry
 	mask    uint32
 	ranges  []portRange
+	// some has a bit for each VIP, by a hash of it: the bit of nearly every other address is not set, since no more than one in 32 is.
+	// Its length is a power of two.
+	some []uint64
 }
 
 type vipEntry struct {
@@ -67,8 +70,25 @@ func (t *vipTable) find(addr packet.Addr, proto uint8, port uint16) (service uin
 
 // isVIP says whether an address is a VIP.
 func (snap *Snapshot) isVIP(a packet.Addr) bool {
-	_, reason := snap.vips.find(a, protoTCP, 0)
+	return snap.vips.mayHave(a) && snap.vips.has(a)
+}
+
+// mayHave is true for each VIP, and for hardly any other address.
+func (t *vipTable) mayHave(a packet.Addr) bool {
+	word, bit := t.bitOf(a)
+	return t.some[word]&bit != 0
+}
+
+// has says whether an address is a VIP.
+func (t *vipTable) has(a packet.Addr) bool {
+	_, reason := t.find(a, protoTCP, 0)
 	return reason != packet.NotVIP
+}
+
+// bitOf is the place of an address in some.
+func (t *vipTable) bitOf(a packet.Addr) (word int, bit uint64) {
+	h := vipHash(a, protoTCP)
+	return int(h/64) & (len(t.some) - 1), 1 << (h % 64)
 }
 
 // only returns the service of a VIP and protocol if there is exactly one.
@@ -138,8 +158,10 @@ func newVIPTable(claims []vipPorts) vipTable {
 	for size < uint32(2*len(byKey)) {
 		size *= 2
 	}
-	t := vipTable{entries: make([]vipEntry, size), mask: size - 1}
+	t := vipTable{entries: make([]vipEntry, size), mask: size - 1, some: make([]uint64, max(1, size/8))}
 	for k, ranges := range byKey {
+		word, bit := t.bitOf(k.addr)
+		t.some[word] |= bit
 		slices.SortFunc(ranges, func(a, b portRange) int { return cmp.Compare(a.first, b.first) })
 		e := vipEntry{addr: k.addr, proto: k.proto, first: uint32(len(t.ranges)), count: uint32(len(ranges))}
 		if len(ranges) == 0 {

@@ -67,8 +67,8 @@ type Worker struct {
 	engine *Engine
 	table  *conntrack.Table
 	io     WorkerIO
-	// egress is, by interface, the queue that frames leave by; -1 if the worker has none there.
-	egress [MaxInterfaces]int32
+	// egress is, by interface, the one of leaving that frames leave by; nil if the worker has no queue there.
+	egress [MaxInterfaces]*departures
 
 	acked     atomic.Uint64 // generation of the snapshot in use
 	heartbeat atomic.Int64  // CLOCK_MONOTONIC ns of the last turn of Run
@@ -115,6 +115,7 @@ type batch struct {
 	sources, halves [batchSize]uint64
 	misses          [batchSize + maxCopies]uint8 // indices of packets to decide
 	missed          int
+	decisions       decisions
 	renewing        [batchSize]uint8 // indices of packets whose words may have to be written
 	renewals        int
 	proofs          [batchSize]uint64 // hashes of sources that are to be noted as proved
@@ -144,10 +145,10 @@ const continuation = batchSize + maxCopies
 
 // departures are the frames of a batch that leave by one queue.
 type departures struct {
-	n int
-	// packets have headers still to be put before them, or no Encap if their descs stand already.
-	packets [batchSize + maxCopies]packet.Departure
+	queue   int32 // its index
+	n       uint
 	descs   [batchSize + maxCopies]xsk.Desc
+	indices [batchSize + maxCopies]uint8 // in the batch
 	// others says that not all are received packets on their way to their backends.
 	others bool
 }
@@ -157,7 +158,7 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
-	w.handshakes.places = make([]sentSYN, handshakePlaces)
+	w.handshakes.places = new([handshakePlaces]sentSYN)
 	w.cpu.Store(-1)
 	w.halved = e.clock()
 	for i := range w.tops {
@@ -187,13 +188,12 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 func (w *Worker) Attach(io WorkerIO) {
 	w.giveUp()
 	w.io = io
-	for i := range w.egress {
-		w.egress[i] = -1
-	}
-	for q := len(io.Queues) - 1; q >= 0; q-- { // the lowest queue of each interface in the end
-		w.egress[io.Queues[q].Interface] = int32(q)
-	}
 	w.leaving = make([]departures, len(io.Queues))
+	clear(w.egress[:])
+	for q := len(io.Queues) - 1; q >= 0; q-- { // the lowest queue of each interface in the end
+		w.leaving[q].queue = int32(q)
+		w.egress[io.Queues[q].Interface] = &w.leaving[q]
+	}
 }
 
 // Run treats frames until stop is set. A panic costs the batch under way, which is counted under Internal; its frames are
@@ -302,10 +302,11 @@ func (w *Worker) recovered(r any) error {
 		w.count.received += uint64(n)
 	}
 	for q := range w.leaving {
-		w.uncount(w.leaving[q].packets[:w.leaving[q].n])
+		out := &w.leaving[q]
+		w.uncount(out.indices[:out.n])
+		out.n, out.others = 0, false
 	}
-	w.received, w.copies, w.answers, w.missed = 0, 0, 0, 0
-	clear(w.leaving)
+	w.received, w.copies, w.answers, w.missed, w.decisions.births.n = 0, 0, 0, 0, 0
 	return err
 }
 

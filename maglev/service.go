@@ -45,6 +45,31 @@ func (v *Service) before(now int64) *Pool {
 	return nil
 }
 
+// NoSlot is no slot: it is beyond all.
+const NoSlot = ^uint32(0)
+
+// Settle sets slots, of the length of hashes or more, to the slot that New, Existing and Datagram all return for the flow with each of
+// these hashes: its first candidate, if that takes the flow, and the scheduler goes by the hash, and no pool from before matters. That
+// is what most flows find. Of others it is NoSlot, and they have to be asked.
+func (v *Service) Settle(key uint64, hashes []uint64, s *Slots, now int64, slots []uint32) {
+	slots = slots[:len(hashes)]
+	p := v.Pool
+	if !p.scheduler.Agrees() || len(p.entries) == 0 || v.before(now) != nil {
+		for i := range slots {
+			slots[i] = NoSlot
+		}
+		return
+	}
+	for i, hash := range hashes {
+		mix := Mix(key, hash, 0)
+		slot := p.at(mix)
+		if !Admit(s.Admit[slot].Load()).takesNew(mix) {
+			slot = NoSlot
+		}
+		slots[i] = slot
+	}
+}
+
 // New returns the slot for a packet that opens a flow for certain, a TCP SYN: by the pool now.
 func (v *Service) New(key, hash uint64, s *Slots, worker int, now int64) (slot uint32, ok bool) {
 	return v.Pool.New(key, hash, s, worker, now)

@@ -195,3 +195,45 @@ func TestServiceSeveralChanges(t *testing.T) {
 		t.Errorf("%d pools are kept", len(v.Past))
 	}
 }
+
+// What Settle finds is what each of the others does, and it finds something wherever they find nothing in the way.
+func TestServiceSettle(t *testing.T) {
+	for _, scheduler := range []Scheduler{Maglev, WRR, LeastConn, P2C, Source} {
+		v, s := change(t, scheduler, scheduler)
+		set(s, 0, MakeAdmit(Draining, 0))
+		set(s, 1, MakeAdmit(Down, All))
+		set(s, 2, MakeAdmit(Cut, All))
+		set(s, 3, MakeAdmit(Up, All/2))
+		list := hashes(2000)
+		slots, settled := make([]uint32, len(list)), 0
+		v.Settle(testKey, list, s, 999, slots)
+		for _, slot := range slots {
+			if slot != NoSlot {
+				t.Fatalf("%v: settled on %d while a pool from before matters", scheduler, slot)
+			}
+		}
+		v.Settle(testKey, list, s, 1000, slots)
+		for i, h := range list {
+			slot := slots[i]
+			if slot == NoSlot {
+				continue
+			}
+			settled++
+			a, ok1 := v.New(testKey, h, s, 0, 1000)
+			b, ok2 := v.Existing(testKey, h, s, 1000)
+			c, ok3 := v.Datagram(testKey, h, s, 0, 1000)
+			if !ok1 || !ok2 || !ok3 || a != slot || b != slot || c != slot {
+				t.Fatalf("%v: settled on %d, yet a SYN goes to %d, another packet to %d, a datagram to %d", scheduler, slot, a, b, c)
+			}
+		}
+		if least := 2000 * 6 / 10; scheduler.Agrees() && settled < least || !scheduler.Agrees() && settled > 0 {
+			t.Errorf("%v: %d of 2000 flows are settled, want %d or more if nodes agree, else none", scheduler, settled, least)
+		}
+	}
+	v, s := change(t, Maglev, Maglev)
+	v.Past, v.Pool = nil, NewPool(mustBuild(t, nil, DefaultSize), nil, Maglev, 1)
+	slots := []uint32{0}
+	if v.Settle(testKey, []uint64{1}, s, 0, slots); slots[0] != NoSlot {
+		t.Errorf("settled on %d of no backends", slots[0])
+	}
+}

@@ -29,8 +29,8 @@ type Case struct {
 }
 
 // Mixes are what the packets can be:
-//   - hits: of flows that have a word
-//   - renewed: likewise, each the first of its flow within a tick of the table's clock, so that the word is written
+//   - hits: of flows that have an established word, which is of the present tick of the table's clock
+//   - renewed: likewise, each the first of its flow within a tick, so that the word is written
 //   - misses: SYNs of unknown flows, which leave no word
 //   - new: SYNs of unknown flows, and in the next batch their ACKs, which insert: two packets a flow
 //   - evict: as new, in a table that is full
@@ -211,14 +211,28 @@ func newPlayer(c *Case) (*player, error) {
 
 // warm fills the table, and plays before anything is counted.
 func (p *player) warm() error {
-	for first := 0; first < p.known; first += 64 { // each flow's first packet
-		frame := func(i int) []byte { return p.rig.Frame(uint32((first+i)%p.known), rig.ACK, false) }
-		if err := p.pass(64, frame, p.poll); err != nil {
+	if err := p.fill(); err != nil {
+		return err
+	}
+	if p.Mix == "hits" || p.Mix == "limits" {
+		p.passed += tickTime // what is seen in a second tick is established
+		if err := p.fill(); err != nil {
 			return err
 		}
 	}
 	for range max(p.Batches, warmFrames/p.Batch) &^ 1 { // SYNs are next
 		if err := p.batch(func(f func()) { f() }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill plays a packet of each flow that is known.
+func (p *player) fill() error {
+	for first := 0; first < p.known; first += 64 {
+		frame := func(i int) []byte { return p.rig.Frame(uint32((first+i)%p.known), rig.ACK, false) }
+		if err := p.pass(64, frame, p.poll); err != nil {
 			return err
 		}
 	}

@@ -67,11 +67,14 @@ type reading struct {
 	busy            [2]time.Duration // of the generator's core and the system's
 }
 
-func (r *Rig) read(g *bench.Generator, c counter) (now reading, err error) {
+func (r *Rig) read(generators []*bench.Generator, c counter) (now reading, err error) {
 	if now.busy, err = busy(r.cores); err != nil {
 		return now, err
 	}
-	now.at, now.sent = time.Now(), g.Sent()
+	now.at = time.Now()
+	for _, g := range generators {
+		now.sent += g.Sent()
+	}
 	now.delivered, err = c.frames()
 	return now, err
 }
@@ -139,22 +142,27 @@ func (r *Rig) flood(ctx context.Context, s Setting, c counter, window time.Durat
 	t := r.traffic(s)
 	_, t.Stamp = c.(stopwatch)
 	t.Duration = settling + window + 5*time.Second
-	g, err := bench.StartGenerator(r.world, eth, t)
-	if err != nil {
-		return got, err
+	var generators []*bench.Generator
+	for _, core := range []int{r.cores.generator, r.cores.system}[:r.queues] {
+		t.CPUs = []int{core}
+		g, err := bench.StartGenerator(r.world, eth, t)
+		if err != nil {
+			return got, err
+		}
+		defer func() { err = errors.Join(err, g.Stop()) }()
+		generators = append(generators, g)
 	}
-	defer func() { err = errors.Join(err, g.Stop()) }()
 	if err := pause(ctx, settling); err != nil {
 		return got, err
 	}
-	before, err := r.read(g, c)
+	before, err := r.read(generators, c)
 	if err != nil {
 		return got, err
 	}
 	if err := pause(ctx, window); err != nil {
 		return got, err
 	}
-	after, err := r.read(g, c)
+	after, err := r.read(generators, c)
 	return before.to(after), err
 }
 

@@ -42,6 +42,7 @@ type Rig struct {
 	dir     string // for files of systems
 	program string // the sluice program
 	flows   int    // the most that there will be
+	queues  int    // of the cable: one for each core that makes frames
 	cores   cores
 
 	undo   func() error // of the session's priority
@@ -62,7 +63,7 @@ const first = -20
 
 // newRig makes the network.
 func newRig(o Options, flows int) (r *Rig, err error) {
-	r = &Rig{program: o.Program, flows: flows}
+	r = &Rig{program: o.Program, flows: flows, queues: o.Generators}
 	if r.cores, err = chooseCores(); err != nil {
 		return nil, err
 	}
@@ -108,7 +109,7 @@ func (r *Rig) connect() (err error) {
 	}
 	err = r.env.Veth(
 		testenv.End{Namespace: r.world, Name: eth, MAC: worldMAC, MTU: mtu},
-		testenv.End{Namespace: r.system, Name: eth, MAC: systemMAC, MTU: mtu}, 1)
+		testenv.End{Namespace: r.system, Name: eth, MAC: systemMAC, MTU: mtu}, r.queues)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,9 @@ type Options struct {
 	Duration time.Duration // of each measurement of throughput, and each trial
 	// Tolerance is the fraction of packets that a trial may lose and still count as free of loss.
 	Tolerance float64
+	// Generators is how many cores make frames at once in a measurement of throughput, 1 (0, too) or 2. With 2, which share the second core with
+	// processes, it shows how what runs on the generators' cores scales: reflect, sluice-fastpath.
+	Generators int
 }
 
 // Tables measures as an effort says, with the sluice program at this path.
@@ -122,10 +125,13 @@ func (o *Options) check() error {
 		return fmt.Errorf("%d rounds; must be 1 to 1000", o.Rounds)
 	case o.Duration < 50*time.Millisecond || o.Duration > time.Minute:
 		return fmt.Errorf("a duration of %v; must be 50ms to 1m", o.Duration)
+	case o.Generators < 0 || o.Generators > 2:
+		return fmt.Errorf("%d generators; there can be 1 or 2", o.Generators)
 	case o.Tolerance < 0 || o.Tolerance > 0.1:
 		return fmt.Errorf("a tolerated loss of %g; must be 0 to 0.1", o.Tolerance)
 	}
 	o.Flows = slices.Sorted(slices.Values(o.Flows))
+	o.Generators = max(o.Generators, 1)
 	return nil
 }
 

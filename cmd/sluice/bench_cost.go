@@ -40,9 +40,9 @@ The numbers are the same on a busy machine and from run to run; an instruction t
 not in them. Stages are the functions that the worker's Poll calls, with all that they call; functions, and lines of source with
 --lines, are without. Batches that are counted follow others, which use every frame and ring entry once.
 
-Mixes: hits, of flows that have a word; renewed, likewise, the first of its flow in 2 s; misses, SYNs of unknown flows, which leave no
-word; new, SYNs and then ACKs of unknown flows, each of which gets a word; evict, likewise in a full table; cookie and challenge, SYNs that
-are answered so; limits, hits with a limit of each source; replies, those of backends to nat.`,
+Mixes: hits, of flows that have an established word; renewed, likewise, the first of its flow in 2 s; misses, SYNs of unknown flows,
+which leave no word; new, SYNs and then ACKs of unknown flows, each of which gets a word; evict, likewise in a full table; cookie and
+challenge, SYNs that are answered so; limits, hits with a limit of each source; replies, those of backends to nat.`,
 		Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			n, err := parseCount(flows)

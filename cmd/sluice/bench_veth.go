@@ -70,6 +70,7 @@ func benchVethCommand() *cobra.Command {
 	f.IntVar(&o.Rounds, "rounds", 3, "turns of each system")
 	f.DurationVar(&o.Duration, "duration", time.Second, "of each measurement and trial")
 	f.Float64Var(&o.Tolerance, "tolerance", 0.001, "fraction of packets that a trial may lose and still count as free of loss; 0 is RFC 2544")
+	f.IntVar(&o.Generators, "generators", 1, "cores that make frames for throughput; 2 shows how reflect and sluice-fastpath scale")
 	f.BoolVar(&asJSON, "json", false, "print an array of rows as JSON")
 	c.AddCommand(benchVethSystemCommand())
 	return c

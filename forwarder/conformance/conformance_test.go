@@ -79,7 +79,7 @@ func (b books) dropped() (n uint64) {
 // balanced says whether every frame is accounted for.
 func (b books) balanced() bool { return b.received == b.forwarded+b.answered+b.held+b.dropped() }
 
-// TestConformance replays all cases in testdata in three ways. Over veth it takes root, and is left out under -short.
+// TestConformance replays all cases in testdata in three ways, the third without the fast path and with it. Over veth it takes root, and is left out under -short.
 func TestConformance(t *testing.T) {
 	paths, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(paths) == 0 {
@@ -95,13 +95,17 @@ func TestConformance(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			ways := map[string]replayer{byEngine: newEngineRig(t, f), byMemory: newMemoryRig(t, f)}
 			if !testing.Short() {
-				ways[byVeth] = newVethRig(t, f)
+				ways[byVeth], ways[byFast] = newVethRig(t, f, "off"), newVethRig(t, f, "on")
 			}
 			for _, c := range f.cases {
 				t.Run(c.name, func(t *testing.T) {
-					for _, way := range []string{byEngine, byMemory, byVeth} {
-						if r := ways[way]; r != nil && slices.Contains(c.ways, way) && (way == byVeth || c.reachesWorker()) {
-							t.Run(way, func(t *testing.T) { f.check(t, c, way, r.replay(t, c)) })
+					for _, way := range []string{byEngine, byMemory, byVeth, byFast} {
+						known := way // to the case
+						if way == byFast {
+							known = byVeth
+						}
+						if r := ways[way]; r != nil && slices.Contains(c.ways, known) && (known == byVeth || c.reachesWorker()) {
+							t.Run(way, func(t *testing.T) { f.check(t, c, known, r.replay(t, c)) })
 						}
 					}
 				})

@@ -22,6 +22,8 @@ const (
 	byEngine = "engine"
 	byMemory = "memory"
 	byVeth   = "veth"
+	// byFast is byVeth with the fast path, which no case knows of: what becomes of packets is the same.
+	byFast = "fastpath"
 )
 
 // file is one file of cases: one config, and what happens to frames under it.

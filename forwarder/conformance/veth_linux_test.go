@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
@@ -48,7 +49,10 @@ type vethRig struct {
 	echoes uint16 // barriers so far
 }
 
-func newVethRig(t *testing.T, f *file) *vethRig {
+// interfaceNames finds the interfaces of a configuration.
+var interfaceNames = regexp.MustCompile(`\{name: eth[0-9]+`)
+
+func newVethRig(t *testing.T, f *file, fastPath string) *vethRig {
 	env := testenv.ForTest(t)
 	node, err := env.Namespace("node")
 	if err != nil {
@@ -68,7 +72,7 @@ func newVethRig(t *testing.T, f *file) *vethRig {
 	for _, x := range f.config.Interfaces {
 		a := armNamed(x.Name)
 		must(env.Veth(testenv.End{Namespace: node, Name: x.Name, MAC: a.mac[:], MTU: f.mtus[x.Name]},
-			testenv.End{Namespace: peer, Name: x.Name, MTU: f.mtus[x.Name], SoftwareChecksums: true}, 1))
+			testenv.End{Namespace: peer, Name: x.Name, MTU: f.mtus[x.Name], SoftwareChecksums: true, TakesXDP: fastPath == "on"}, 1))
 		must(node.AddAddr(x.Name, a.v4))
 		must(node.AddAddr(x.Name, a.v6))
 		r.wires[x.Name] = newWire(t, peer, x.Name)
@@ -83,7 +87,7 @@ func newVethRig(t *testing.T, f *file) *vethRig {
 	dir := t.TempDir()
 	must(os.WriteFile(filepath.Join(dir, "group.key"), []byte(seed), 0o600))
 	config := filepath.Join(dir, "sluice.yaml")
-	must(os.WriteFile(config, []byte(wholeConfig(f.yaml, dir)), 0o600))
+	must(os.WriteFile(config, []byte(interfaceNames.ReplaceAllString(wholeConfig(f.yaml, dir), "$0, fast_path: "+fastPath)), 0o600))
 	p, err := node.Start(testenv.Cmd{Path: daemon, Args: []string{"run", "--config", config}})
 	must(err)
 	t.Cleanup(func() {
@@ -176,7 +180,10 @@ func (r *vethRig) read(t *testing.T) reading {
 		t.Fatal(err)
 	}
 	s := st.Traffic.Steer
-	return reading{books: readBooks(t, st.Traffic.Workers), taken: s.ToVIPs + s.Replies, loops: s.Loops}
+	b := readBooks(t, st.Traffic.Workers)
+	b.received += s.Forwarded // the fast path is a worker more
+	b.forwarded += s.Forwarded
+	return reading{books: b, taken: s.ToVIPs + s.Replies, loops: s.Loops}
 }
 
 func (r *vethRig) replay(t *testing.T, c *testCase) result {

@@ -173,7 +173,8 @@ func wholeConfig(yaml, dir string) string {
 		"state_dir: " + dir + "/state\n" +
 		"control: {socket: " + dir + "/sluice.sock}\n" +
 		"flows: 64k\n" +
-		"drain_time: 0s\n"
+		"drain_time: 0s\n" +
+		"without_daemon: {for: 0s}\n"
 	if !strings.Contains(yaml, "interfaces:") {
 		head += "interfaces: [{name: eth0}]\n"
 	}

@@ -3,7 +3,6 @@ package packet
 import (
 	"bytes"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"testing"
 )
@@ -83,13 +82,13 @@ func TestHashesTogether(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for n := range scratchSize + 1 {
 		var s Scratch
-		last := func(length uint64) uint64 { return uint64(rng.Uint32()) | ProtoUDP<<32 | length<<56 }
+		last := func() uint64 { return uint64(rng.Uint32()) | ProtoUDP<<32 }
 		for i := range n {
-			s.addrs[i], s.last[i] = rng.Uint64(), last(13)
+			s.addrs[i], s.last[i] = rng.Uint64(), last()
 			for w := range 4 {
 				s.words6[w][i] = rng.Uint64()
 			}
-			s.words6[4][i] = last(37)
+			s.words6[4][i] = last()
 		}
 		var together, each [scratchSize]uint64
 		s.hashPlain4(&testKey, &together, n)
@@ -104,33 +103,4 @@ func TestHashesTogether(t *testing.T) {
 			t.Fatalf("%d flows of IPv6: %x, want %x", n, together[:n], s.hashes6[:n])
 		}
 	}
-}
-
-// checkApplyBatch compares ApplyBatch with Apply.
-func checkApplyBatch(t testing.TB, e *Encap, frame []byte) {
-	t.Helper()
-	const headroom = Headroom + 7
-	place := func() []byte { return append(bytes.Repeat([]byte{0xee}, headroom), frame...) }
-	m := parse(frame)
-	one, both := place(), place()
-	start, length := e.Apply(one, headroom, &m)
-	untouched := frameDesc{Addr: 1, Len: 2, Options: 3}
-	out := []frameDesc{untouched, untouched, untouched}
-	ApplyBatch(both, []Meta{{}, m}, []Departure{
-		{Index: 1},
-		{Encap: e, Start: uint64(headroom + m.L3), Length: m.End - m.L3, Flags: m.Flags, Class: m.Class, Index: 1},
-	}, out)
-	if want := (frameDesc{Addr: uint64(start), Len: uint32(length)}); !bytes.Equal(one, both) || out[1] != want || out[0] != untouched || out[2] != untouched {
-		t.Fatalf("%+v of %x:\n%x at %+v, want\n%x at %+v", *e, frame, both, out, one, want)
-	}
-}
-
-// TestApplyBatchNAT: with the other headers checkApply does it.
-func TestApplyBatchNAT(t *testing.T) {
-	e := NewNAT(nextMAC, ownMAC, netip.MustParseAddr("10.0.0.1"), 8080, 0)
-	addSeeds(t, func(frame []byte) {
-		if m := parse(frame); m.Reason == None && m.Flags&(Echo|V6) == 0 {
-			checkApplyBatch(t, &e, frame)
-		}
-	})
 }

@@ -3,6 +3,7 @@ package packet
 import (
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"net/netip"
 )
 
@@ -30,12 +31,13 @@ const (
 // configuration, a route or a neighbour changes, and immutable after that; any number of workers may read it. The zero
 // Encap is not usable.
 type Encap struct {
-	macs     [12]byte // of the Ethernet header: destination and source
-	port     uint16   // GUE: the UDP destination port; NAT: the backend's, 0 to keep the packet's; else 0
-	overhead uint8    // bytes of the outer headers after Ethernet: 0, 20 or 40, with GUE 28 or 48
-	options  uint8    // how many low bits of the outer source are the flow's, and checksummed; or translated
-	addrs    [32]byte // source and destination of the outer IP header: 8 bytes or 32; NAT: the backend's as an Addr
-	// sum is, with an outer IPv4 header, its big-endian words summed up and folded, without what the packet adds; with NAT the
+	// header begins with the Ethernet addresses, destination and source. What follows is, with an outer IPv4 header, the rest of a
+	// frame up to its end, but for what the packet adds; with an outer IPv6 header its addresses; with NAT the backend's as an Addr.
+	header   [macsLen + 32]byte
+	port     uint16 // GUE: the UDP destination port; NAT: the backend's, 0 to keep the packet's; else 0
+	overhead uint8  // bytes of the outer headers after Ethernet: 0, 20 or 40, with GUE 28 or 48
+	options  uint8  // how many low bits of the outer source are the flow's, and checksummed; or translated
+	// sum is, with an outer IPv4 header, its little-endian words summed up and folded, but for what the packet adds; with NAT the
 	// largest MSS that is let through, 0 for any.
 	sum uint16
 }
@@ -50,8 +52,8 @@ const (
 // address of the outgoing interface.
 func NewL2(dst, src MAC) Encap {
 	var e Encap
-	copy(e.macs[0:], dst[:])
-	copy(e.macs[6:], src[:])
+	copy(e.header[0:], dst[:])
+	copy(e.header[6:], src[:])
 	return e
 }
 
@@ -69,25 +71,25 @@ func NewIPIP(dst, src MAC, outerSrc, outerDst netip.Addr) (Encap, error) {
 		return Encap{}, fmt.Errorf("outer header %v to %v: the destination is no host; give the address of one backend", outerSrc, outerDst)
 	}
 	e := NewL2(dst, src)
-	n := copy(e.addrs[:], outerSrc.AsSlice())
-	copy(e.addrs[n:], outerDst.AsSlice())
 	if outerSrc.Is6() {
 		e.overhead = ipv6Len
+		copy(e.header[macsLen:], outerSrc.AsSlice())
+		copy(e.header[macsLen+16:], outerDst.AsSlice())
 		return e, nil
 	}
 	e.overhead = ipv4Len
-	e.sumAddrs()
+	binary.BigEndian.PutUint16(e.header[macsLen:], typeIPv4)
+	ip := e.header[ethLen:OuterIPv4]
+	ip[0], ip[8], ip[9] = ipv4First>>24, hopLimit, protoIPv4Inner
+	binary.BigEndian.PutUint16(ip[6:], ipv4DontFragment)
+	copy(ip[12:], outerSrc.AsSlice())
+	copy(ip[16:], outerDst.AsSlice())
+	e.sumIPv4()
 	return e, nil
 }
 
-// sumAddrs sums up what an outer IPv4 header has in common for all packets.
-func (e *Encap) sumAddrs() {
-	sum := uint32(ipv4First>>16 + ipv4DontFragment + hopLimit<<8)
-	for i := 0; i < 8; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(e.addrs[i:]))
-	}
-	e.sum = ^checksum(sum)
-}
+// sumIPv4 sums up what an outer IPv4 header has in common for all packets.
+func (e *Encap) sumIPv4() { e.sum = fold(addWords(0, e.header[ethLen:OuterIPv4])) }
 
 // Header is what Apply goes by, for who does the same elsewhere: the XDP program.
 type Header struct {
@@ -104,7 +106,20 @@ func (e *Encap) Header() (h Header, ok bool) {
 	if e.options&(checksummed|translated) != 0 {
 		return h, false
 	}
-	return Header{MACs: e.macs, Port: e.port, Overhead: e.overhead, SourceBits: e.options, Addrs: e.addrs, Sum: e.sum}, true
+	h = Header{MACs: [12]byte(e.header[:macsLen]), Port: e.port, Overhead: e.overhead, SourceBits: e.options}
+	switch {
+	case e.overhead >= ipv6Len:
+		h.Addrs = [32]byte(e.header[macsLen:])
+	case e.overhead > 0:
+		copy(h.Addrs[:], e.header[ethLen+12:OuterIPv4])
+		sum := uint32(ipv4First>>16 + ipv4DontFragment + hopLimit<<8)
+		for i := 0; i < 8; i += 2 {
+			sum += uint32(binary.BigEndian.Uint16(h.Addrs[i:]))
+		}
+		sum = sum&0xffff + sum>>16
+		h.Sum = uint16(sum&0xffff + sum>>16)
+	}
+	return h, true
 }
 
 // Overhead returns by how many bytes Apply lengthens an IP packet: 0 with L2 and NAT, 20 or 40 with IPIP, 28 or 48 with GUE.
@@ -133,35 +148,27 @@ func (e *Encap) Apply(mem []byte, start int, m *Meta) (newStart int, newLen int)
 	inner := int(m.End) - int(m.L3) // length of the IP packet
 	if e.overhead == 0 {
 		newStart = l3 - ethLen // the type, behind the tag if there was one, is where it belongs
-		copy(mem[newStart:newStart+12], e.macs[:])
+		e.PutL2((*[ethLen]byte)(mem[newStart:]))
 		if e.options != 0 {
-			translate(mem[l3:], m, destination, addr6(e.addrs[:]), e.port, e.sum)
+			translate(mem[l3:], m, destination, addr6(e.header[macsLen:]), e.port, e.sum)
 		}
 		return newStart, ethLen + inner
 	}
-	at, payload, class, proto := l3, inner, m.Class, innerProto(m.Flags)
+	at, payload, proto := l3, inner, InnerProto(m.Flags)
 	if e.port != 0 {
 		at, payload, proto = at-udpLen, payload+udpLen, ProtoUDP
 		e.putUDP(mem[at:], payload, m.Hash)
 	}
 	if e.overhead < ipv6Len {
-		length := ipv4Len + payload
-		sum := checksum(uint32(e.sum) + uint32(class) + uint32(length) + uint32(proto))
-		newStart, newLen = at-ipv4Len-ethLen, ethLen+length
-		f := (*[ethLen + ipv4Len]byte)(mem[newStart:])
-		copy(f[:12], e.macs[:])
-		binary.BigEndian.PutUint16(f[12:], typeIPv4)
-		binary.BigEndian.PutUint64(f[ethLen:], (ipv4First|uint64(class)<<16|uint64(length))<<32|ipv4DontFragment)
-		binary.BigEndian.PutUint32(f[ethLen+8:], hopLimit<<24|uint32(proto)<<16|uint32(sum))
-		copy(f[ethLen+12:], e.addrs[:8])
+		newStart, newLen = at-OuterIPv4, OuterIPv4+payload
+		f := (*[OuterIPv4]byte)(mem[newStart:])
+		e.PutIPv4(f, uint16(payload), m.Class)
+		if proto == protoIPv6Inner {
+			CarryIPv6(f)
+		}
 	} else {
-		newStart, newLen = at-ipv6Len-ethLen, ethLen+ipv6Len+payload
-		f := (*[ethLen + ipv6Len]byte)(mem[newStart:])
-		copy(f[:12], e.macs[:])
-		binary.BigEndian.PutUint16(f[12:], typeIPv6)
-		binary.BigEndian.PutUint32(f[ethLen:], ipv6First|uint32(class)<<20)
-		binary.BigEndian.PutUint32(f[ethLen+4:], uint32(payload)<<16|uint32(proto)<<8|hopLimit)
-		copy(f[ethLen+8:], e.addrs[:])
+		newStart, newLen = at-OuterIPv6, OuterIPv6+payload
+		e.PutIPv6((*[OuterIPv6]byte)(mem[newStart:]), uint16(payload), m.Class, proto)
 	}
 	if e.options != 0 {
 		e.finish(mem[newStart:newStart+newLen], m.Hash)
@@ -169,10 +176,64 @@ func (e *Encap) Apply(mem []byte, start int, m *Meta) (newStart int, newLen int)
 	return newStart, newLen
 }
 
-// innerProto is the protocol number of the family of the packet inside.
-func innerProto(flags uint16) uint8 {
+// What follows are the parts of Apply, for a loop over packets: small enough to be inlined there.
+
+// Lengths of what frames begin with, in bytes.
+const (
+	macsLen   = 12 // the Ethernet addresses
+	Ethernet  = ethLen
+	OuterIPv4 = Ethernet + ipv4Len
+	OuterIPv6 = Ethernet + ipv6Len
+)
+
+// L2 says whether Apply puts Ethernet addresses and does nothing else.
+func (e *Encap) L2() bool { return e.overhead == 0 && e.options == 0 }
+
+// InIPv4 says whether Apply puts an Ethernet and an outer IPv4 header and does nothing else.
+func (e *Encap) InIPv4() bool { return e.overhead == ipv4Len && e.options == 0 }
+
+// InIPv6 says whether Apply puts an Ethernet and an outer IPv6 header and does nothing else.
+func (e *Encap) InIPv6() bool { return e.overhead == ipv6Len && e.options == 0 }
+
+// InnerProto is the protocol number of the family of the packet inside, by its Meta.Flags.
+func InnerProto(flags uint16) uint8 {
 	if flags&V6 != 0 {
 		return protoIPv6Inner
 	}
 	return protoIPv4Inner
+}
+
+// PutL2 writes the Ethernet addresses.
+func (e *Encap) PutL2(f *[Ethernet]byte) { *(*[macsLen]byte)(f[:]) = [macsLen]byte(e.header[:]) }
+
+// PutIPv4 writes the Ethernet and the outer IPv4 header. payload is the length of what follows it, in bytes, class that of the packet
+// inside. If this is IPv6, and there is no UDP header, CarryIPv6 is to be called then.
+func (e *Encap) PutIPv4(f *[OuterIPv4]byte, payload uint16, class uint8) {
+	// In two parts, each copied at once; what the packet adds is not between them.
+	*(*[16]byte)(f[:]) = [16]byte(e.header[:])
+	*(*[16]byte)(f[OuterIPv4-16:]) = [16]byte(e.header[OuterIPv4-16:])
+	length := bits.ReverseBytes16(ipv4Len + payload)
+	sum := uint32(e.sum) + uint32(class)<<8 + uint32(length)
+	sum += bits.RotateLeft32(sum, 16) // as in fold
+	f[ethLen+1] = class
+	binary.LittleEndian.PutUint16(f[ethLen+2:], length)
+	binary.LittleEndian.PutUint16(f[ethLen+10:], uint16(^sum>>16))
+}
+
+// CarryIPv6 makes an outer IPv4 header one before an IPv6 packet.
+func CarryIPv6(f *[OuterIPv4]byte) {
+	f[ethLen+9] = protoIPv6Inner
+	sum := uint32(^binary.LittleEndian.Uint16(f[ethLen+10:])) + (protoIPv6Inner-protoIPv4Inner)<<8
+	sum += bits.RotateLeft32(sum, 16)
+	binary.LittleEndian.PutUint16(f[ethLen+10:], uint16(^sum>>16))
+}
+
+// PutIPv6 writes the Ethernet and the outer IPv6 header. payload and class are as for PutIPv4, proto is what follows.
+func (e *Encap) PutIPv6(f *[OuterIPv6]byte, payload uint16, class, proto uint8) {
+	*(*[macsLen]byte)(f[:]) = [macsLen]byte(e.header[:])
+	// In a little-endian word, since of big-endian ones with constants in them the compiler makes single bytes.
+	binary.LittleEndian.PutUint64(f[macsLen:], plain6|uint64(class)>>4<<16|uint64(class)&0xf<<28|uint64(bits.ReverseBytes16(payload))<<48)
+	binary.LittleEndian.PutUint16(f[macsLen+8:], uint16(proto)|hopLimit<<8)
+	*(*[16]byte)(f[ethLen+8:]) = [16]byte(e.header[macsLen:])
+	*(*[16]byte)(f[ethLen+24:]) = [16]byte(e.header[macsLen+16:])
 }

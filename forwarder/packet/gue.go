@@ -14,6 +14,10 @@ func NewGUE(dst, src MAC, outerSrc, outerDst netip.Addr, port uint16, checksum b
 		return Encap{}, err
 	}
 	e.port = port
+	if e.overhead == ipv4Len {
+		e.header[ethLen+9] = ProtoUDP
+		e.sumIPv4()
+	}
 	e.overhead += udpLen
 	if checksum {
 		e.options |= checksummed
@@ -28,11 +32,14 @@ func (e *Encap) VarySource(prefix netip.Prefix) {
 	if e.overhead == 0 {
 		return
 	}
-	copy(e.addrs[:], prefix.Masked().Addr().AsSlice())
-	e.options = e.options&checksummed | uint8(min(32, prefix.Addr().BitLen()-prefix.Bits()))
-	if prefix.Addr().Is4() {
-		e.sumAddrs()
+	source := prefix.Masked().Addr()
+	e.options = e.options&checksummed | uint8(min(32, source.BitLen()-prefix.Bits()))
+	if source.Is6() {
+		copy(e.header[macsLen:], source.AsSlice())
+		return
 	}
+	copy(e.header[ethLen+12:], source.AsSlice())
+	e.sumIPv4()
 }
 
 // entropy turns a flow's hash into bits that outsiders may see: they tell nothing about the line of the flow table.

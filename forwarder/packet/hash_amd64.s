@@ -44,11 +44,14 @@ TEXT ·hash4AVX2(SB), NOSPLIT, $0-40
 	VMOVDQU rotate16<>(SB), Y7
 	VPCMPEQQ Y11, Y11, Y11
 	VPSRLQ $56, Y11, Y11 // 0xff, which marks the finalisation
+	MOVQ $(13<<56), R8
+	VMOVQ R8, X10
+	VPBROADCASTQ X10, Y10 // the length of the message
 	JMP  check
 
 loop:
 	VMOVDQU (SI), Y4
-	VMOVDQU (DX), Y5
+	VPOR    (DX), Y10, Y5
 	VMOVDQA Y12, Y0
 	VMOVDQA Y13, Y1
 	VMOVDQA Y14, Y2
@@ -77,12 +80,16 @@ check:
 	VZEROUPPER
 	RET
 
-// Takes one word of the message, at offset, into the four states.
-#define COMPRESS(offset) \
-	VMOVDQU offset(SI), Y4   \
+// Takes one word of the message, in Y4, into the four states.
+#define COMPRESSY4 \
 	VPXOR   Y4, Y3, Y3       \
 	SIPROUND                 \
 	VPXOR   Y4, Y0, Y0
+
+// Takes one word of the message, at offset, into the four states.
+#define COMPRESS(offset) \
+	VMOVDQU offset(SI), Y4   \
+	COMPRESSY4
 
 // func hash6AVX2(state *[4]uint64, words *[5][scratchSize]uint64, hashes *[scratchSize]uint64, n int)
 TEXT ·hash6AVX2(SB), NOSPLIT, $0-32
@@ -97,6 +104,9 @@ TEXT ·hash6AVX2(SB), NOSPLIT, $0-32
 	VMOVDQU rotate16<>(SB), Y7
 	VPCMPEQQ Y11, Y11, Y11
 	VPSRLQ $56, Y11, Y11 // 0xff, which marks the finalisation
+	MOVQ $(37<<56), R8
+	VMOVQ R8, X10
+	VPBROADCASTQ X10, Y10 // the length of the message
 	JMP  check
 
 loop:
@@ -108,7 +118,8 @@ loop:
 	COMPRESS(512)
 	COMPRESS(1024)
 	COMPRESS(1536)
-	COMPRESS(2048)
+	VPOR    2048(SI), Y10, Y4
+	COMPRESSY4
 	VPXOR   Y11, Y2, Y2
 	SIPROUND
 	SIPROUND

@@ -17,7 +17,7 @@ func NewNAT(dst, src MAC, backend netip.Addr, port uint16, mss uint16) Encap {
 	e := NewL2(dst, src)
 	e.options, e.port, e.sum = translated, port, mss
 	addr := backend.As16()
-	copy(e.addrs[:], addr[:])
+	copy(e.header[macsLen:], addr[:])
 	return e
 }
 

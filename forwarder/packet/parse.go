@@ -132,11 +132,10 @@ func odd4(net uint8, land bool) Reason {
 
 // Source returns the source address in the IP header of a packet. frame was parsed into m, which has an L3.
 func Source(frame []byte, m *Meta) Addr {
-	ip := frame[m.L3:]
 	if m.Flags&V6 == 0 {
-		return addr4(ip[12:])
+		return addr4((*[ipv4Len]byte)(frame[m.L3:])[12:])
 	}
-	return addr6(ip[8:])
+	return addr6((*[ipv6Len]byte)(frame[m.L3:])[8:])
 }
 
 // TTL returns the TTL or hop limit in the IP header of a packet. frame was parsed into m, which has an L3.

@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -110,12 +111,45 @@ func (l *Link) inherit(ifindex int, log *slog.Logger) bool {
 	}
 	if info, err := pinned.Info(); err == nil && info.XDP() != nil && info.XDP().Ifindex == uint32(ifindex) {
 		l.link, l.waits, l.generic = pinned, true, generic(ifindex)
+		forwarded, refused := orphaned(info.Program)
+		log.Info("XDP program of the process before", "interface", l.name, "forwarded_without_daemon", forwarded, "not_forwarded", refused)
 		return true
 	}
 	log.Info("a pinned XDP program is removed: its interface is gone", "interface", l.name)
 	_ = pinned.Unpin()
 	_ = pinned.Close()
 	return false
+}
+
+// orphaned returns what a program has forwarded while no daemon ran, and what it has not, on all interfaces; 0 if it does not say.
+func orphaned(id ebpf.ProgramID) (forwarded, refused uint64) {
+	program, err := ebpf.NewProgramFromID(id)
+	if err != nil {
+		return 0, 0
+	}
+	defer program.Close()
+	info, err := program.Info()
+	if err != nil {
+		return 0, 0
+	}
+	maps, _ := info.MapIDs()
+	for _, id := range maps {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			continue
+		}
+		defer m.Close()
+		about, err := m.Info()
+		var cpus []steerCounters
+		if err != nil || about.Name != steerMapStats || int(m.ValueSize()) != binary.Size(steerCounters{}) || m.Lookup(uint32(0), &cpus) != nil {
+			continue
+		}
+		for i := range cpus {
+			forwarded += cpus[i].Orphaned
+			refused += cpus[i].NoDaemon
+		}
+	}
+	return forwarded, refused
 }
 
 // Activate puts the program in the place of a predecessor's, if there is one, in a single step.

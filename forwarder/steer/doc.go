@@ -9,6 +9,9 @@
 //     the stack, which would answer it with a reset.
 //   - Is the source of such a packet banned for a while ([Steer.Ban]), or denied by an access list, the global one or that of
 //     the VIP's port ([Steer.SetACL])? Then it is dropped and counted instead.
+//   - Is it a plain packet of a flow that the workers have decided about, to a service that they publish for that
+//     ([Steer.ShareFlows], [Steer.PublishFast])? Then the program forwards it itself, from the workers' flow table: the fast path. While no
+//     daemon runs it forwards others too, by lookup tables ([Steer.SetTables]).
 //   - Is it a tunnelled packet to a VIP, to or from the node itself ([Steer.SetLoops])? It would go round in circles, and is
 //     dropped and counted.
 //   - Does it come from where a NAT backend replies, or is it an ICMP error about a packet to there ([Steer.SetReplies])?
@@ -20,12 +23,13 @@
 //
 // A [Steer] holds what all interfaces share: these sets, the access lists, the bans and the counters. Each [Steer.Attach]
 // loads the program once more, with a socket map of its own, and gives a [Link], which is the attachment. The attachment
-// lives exactly as long as its Link: nothing is pinned, so when the process dies in whatever way the kernel detaches the
-// program within some 50 ms. Another's program on the interface is never replaced.
+// lives as long as its Link: when the process dies in whatever way the kernel detaches the program within some 50 ms. Or it is pinned
+// ([AttachOptions].Pin): then it stays, and who attaches next by the same pin takes its place. Another's program on the interface is never
+// replaced.
 //
 // Memory: the maps are the kernel's; this package keeps only a copy of what it last wrote, 28 bytes for an
 // entry of an access list. Any goroutine may call
 // any method. Attach and Queues mean the interface of that number or name in the network namespace of the calling thread.
 //
-// Needs Linux 5.11 (XDP links, the coarse clock), CAP_BPF and CAP_NET_ADMIN.
+// Needs Linux 5.15 (XDP links, the coarse clock, functions that are verified by themselves, batches of maps), CAP_BPF and CAP_NET_ADMIN.
 package steer
