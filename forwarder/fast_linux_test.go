@@ -160,7 +160,7 @@ func (r *fastRig) attach(env *testenv.Env, ns *testenv.Namespace) {
 			return err
 		}
 		r.t.Cleanup(func() { l.Close() })
-		return errors.Join(l.SetMAC(nodeMAC[:]), l.SetFast(true))
+		return errors.Join(l.SetMAC(nodeMAC[:]), l.SetFast(true), r.steer.SetExit(0, dev.Attrs().Index))
 	}); err != nil {
 		r.t.Fatal(err)
 	}

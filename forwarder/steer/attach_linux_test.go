@@ -317,7 +317,7 @@ func TestForeignProgramIsNeverReplaced(t *testing.T) {
 				!strings.Contains(err.Error(), fmt.Sprint("id ", before)) {
 				t.Errorf("the error does not name interface, program and id %d: %v", before, err)
 			}
-			if took := time.Since(start); took > predecessorWait/2 {
+			if took := time.Since(start); took >= predecessorWait {
 				t.Errorf("waited %v for a foreign program", took)
 			}
 			if id, name := c.program(t, c.index); id != before || name != "their_filter" {
