@@ -33,7 +33,7 @@ type SteerStats struct {
 	Forwarded  uint64 `json:"forwarded"`  // sent to their backends by the fast path
 	NoExit     uint64 `json:"no_exit"`    // dropped there, because the interface that they were to leave by is gone
 	NoDaemon   uint64 `json:"no_daemon"`  // not forwarded because no daemon ran, or its workers stood still
-	Orphaned   uint64 `json:"orphaned"`   // of forwarded and no_exit, those while no daemon ran
+	Orphaned   uint64 `json:"orphaned"`   // of forwarded, those while no daemon ran
 }
 
 // WorkerStats is one worker's books. At rest Received = Forwarded + Answered + Held + Σ Dropped, and the frames that its

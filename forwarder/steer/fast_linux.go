@@ -451,3 +451,11 @@ func (s *Steer) SlotCount(slot int) (packets, bytes uint64) {
 	}
 	return packets, bytes
 }
+
+// forwarded returns what the fast path has forwarded in all, in packets.
+func (f *fast) forwarded() (sum uint64) {
+	for at := 0; at < len(f.counts); at += 2 {
+		sum += atomic.LoadUint64(&f.counts[at])
+	}
+	return sum
+}

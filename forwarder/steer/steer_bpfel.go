@@ -52,7 +52,6 @@ type steerCounters struct {
 	Denied     uint64
 	Banned     uint64
 	Shed       uint64
-	Forwarded  uint64
 	NoExit     uint64
 	NoDaemon   uint64
 	Orphaned   uint64

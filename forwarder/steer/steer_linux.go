@@ -62,7 +62,7 @@ type Stats struct {
 	Forwarded  uint64 // packets sent to their backends by the fast path (see PublishFast)
 	NoExit     uint64 // packets dropped there because the interface that they were to leave by is gone
 	NoDaemon   uint64 // packets not forwarded because no daemon ran (see Orphans)
-	Orphaned   uint64 // of Forwarded and NoExit, those while no daemon ran
+	Orphaned   uint64 // of Forwarded, those while no daemon ran
 }
 
 // New makes the shared maps, with room for maxVIPs addresses, for maxReplies pairs of address and protocol from which
@@ -249,11 +249,12 @@ func (s *Steer) Stats() (Stats, error) {
 		sum.Denied += c.Denied
 		sum.Banned += c.Banned
 		sum.Shed += c.Shed
-		sum.Forwarded += c.Forwarded
 		sum.NoExit += c.NoExit
 		sum.NoDaemon += c.NoDaemon
 		sum.Orphaned += c.Orphaned
 	}
+	sum.Forwarded = s.fast.forwarded()
+	sum.ToVIPs += sum.Forwarded
 	return sum, nil
 }
 

@@ -256,7 +256,7 @@ static __always_inline void prove_source(void *l3, void *end, bool ipv6)
 }
 
 // fast_forward sends a packet that fast_find has found, and counts it for its slot. It returns what is to become of the frame; XDP_PASS
-// means that it could not be sent, and is as it was.
+// means that it could not be sent, and is as it was, XDP_DROP that there is no such exit.
 __noinline int fast_forward(struct xdp_md *ctx, struct fast_packet *p)
 {
 	void *frame = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
@@ -283,8 +283,11 @@ __noinline int fast_forward(struct xdp_md *ctx, struct fast_packet *p)
 		return XDP_PASS;
 	if (renews)
 		refresh_word(&p->at, p->word, p->tick, p->flags & (TCP_FIN | TCP_RST));
-	count_slot(p->slot, p->length);
-	return t->exit == own_exit ? XDP_TX : bpf_redirect_map(&exits, t->exit, XDP_DROP);
+	int action = t->exit == own_exit ? XDP_TX : bpf_redirect_map(&exits, t->exit, XDP_DROP);
+
+	if (action != XDP_DROP)
+		count_slot(p->slot, p->length);
+	return action;
 }
 
 #endif

@@ -32,7 +32,7 @@
 #include "reply.h"
 #include "shed.h"
 
-// What one CPU counted. to_vips + replies = redirected + forwarded + no_exit + no_daemon + no_socket + loops + denied + banned + shed, always.
+// What one CPU counted, without what the fast path has sent: that is counted for slots. to_vips + replies = redirected + no_exit + no_daemon + no_socket + loops + denied + banned + shed, always.
 struct counters {
 	__u64 to_vips;    // packets whose destination is a VIP; those in a loop, of which it is the inner destination, included
 	__u64 replies;    // packets of NAT backends, and ICMP errors about packets to them
@@ -42,10 +42,9 @@ struct counters {
 	__u64 denied;     // dropped because a list denies their source
 	__u64 banned;     // dropped because their source is banned
 	__u64 shed;       // dropped because the workers cannot take all
-	__u64 forwarded;  // sent to their backends by the fast path
-	__u64 no_exit;    // dropped there because the interface that they were to leave by is gone
+	__u64 no_exit;    // not sent by the fast path because the interface that they were to leave by is gone
 	__u64 no_daemon;  // not forwarded because no daemon runs, see orphan_action
-	__u64 orphaned;   // of forwarded and no_exit, those while no daemon ran
+	__u64 orphaned;   // sent by the fast path while no daemon ran
 };
 
 // The set of VIPs; shared by all interfaces, written by Go.
@@ -266,9 +265,21 @@ int sluice_steer(struct xdp_md *ctx)
 		kind = admit(ctx, &fast);
 	}
 
+	int action = XDP_PASS;
+
+	if (known && kind == TO_VIP && !fast.orphan) {
+		action = fast_forward(ctx, &fast);
+		if (action > XDP_PASS) // it is counted for its slot
+			return action;
+	}
 	struct counters *count = bpf_map_lookup_elem(&stats, &zero);
 	if (!count) // cannot be: the array has an element 0
 		return XDP_ABORTED;
+	if (action == XDP_DROP) {
+		count->to_vips++;
+		count->no_exit++;
+		return XDP_DROP;
+	}
 	if (kind > REPLY) {
 		count->to_vips++;
 		if (kind == LOOP)
@@ -291,26 +302,19 @@ int sluice_steer(struct xdp_md *ctx)
 			count->no_daemon++;
 			return fast.action;
 		}
-		known = true;
-	}
-	if (known) {
-		int action = fast_forward(ctx, &fast);
-
-		if (action != XDP_PASS) {
-			count->to_vips++;
-			if (action == XDP_DROP)
-				count->no_exit++;
-			else
-				count->forwarded++;
-			if (fast.orphan)
-				count->orphaned++;
+		action = fast_forward(ctx, &fast);
+		if (action > XDP_PASS) {
+			count->orphaned++;
 			return action;
 		}
+		count->to_vips++;
+		count->no_exit++;
+		return XDP_DROP;
 	}
 
 	// The helper looks the socket up itself and returns the flags' action when there is none, so its answer is the
 	// truth about this frame: no socket can come or go between a check and the redirect.
-	int action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
+	action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
 
 	if (kind == REPLY)
 		count->replies++;
