@@ -175,7 +175,7 @@ func TestFastPathOutlivesTheDaemon(t *testing.T) {
 	s.down()
 
 	// What goes on ends with sluice detach.
-	out := s.sluice(node, "detach", "--pins", filepath.Join(s.dir, "bpf", "sluice"))
+	out := s.run(node.Namespace, 10*time.Second, filepath.Join(bin, "sluice"), "detach", "--pins", filepath.Join(s.dir, "bpf", "sluice"))
 	if !strings.Contains(out, "detached from eth0") {
 		t.Errorf("sluice detach says %q", out)
 	}
