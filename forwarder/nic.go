@@ -100,6 +100,9 @@ func (n *Node) attach(nc *nic) (err error) {
 			return err
 		}
 	}
+	if err := nc.program.SetTaken(queues); err != nil {
+		return err
+	}
 	nc.problem, nc.fast, nc.fastWhy = "", false, ""
 	if err := n.steer.SetExit(nc.index, ifindex); err != nil {
 		return err

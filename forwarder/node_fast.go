@@ -5,6 +5,7 @@ package forwarder
 import (
 	"context"
 	"fmt"
+	"math"
 	"math/bits"
 	"os"
 	"path/filepath"
@@ -67,15 +68,16 @@ func (n *Node) shareFlows() (FastPath, []atomic.Uint32, error) {
 	return n.steer, memory.Uint32s(), nil
 }
 
-// The daemon says that it is alive every beatPeriod, for beatTime.
+// The daemon says that it is alive every beatPeriod, for beatTime: so long it may stand still before the program goes on without it. When it
+// dies its sockets do too, and the program notices at once.
 const (
-	beatPeriod = 200 * time.Millisecond
-	beatTime   = 800 * time.Millisecond
+	beatPeriod = 250 * time.Millisecond
+	beatTime   = 1500 * time.Millisecond
 )
 
 // beat tells the fast path that there is a daemon, as long as its workers make turns.
 func (n *Node) beat(ctx context.Context) {
-	if n.tableFile.array == nil {
+	if n.tableFile.array == nil || n.config.Orphans.For == 0 {
 		return
 	}
 	tick := time.NewTicker(beatPeriod)
@@ -106,7 +108,11 @@ func (n *Node) live(until int64) {
 
 // activate has the programs take the place of those that a process before this one left on the interfaces. n.mu is held.
 func (n *Node) activate() error {
-	n.live(n.clock() + int64(10*beatTime)) // until Run has begun
+	if n.config.Orphans.For == 0 { // the program goes with the daemon
+		n.live(math.MaxInt64)
+	} else {
+		n.live(n.clock() + int64(10*beatTime)) // until Run has begun
+	}
 	for _, nc := range n.nics {
 		if nc.program == nil {
 			continue

@@ -305,6 +305,15 @@ func (l *Link) SetSocket(queue, fd int) error {
 	return nil
 }
 
+// SetTaken says how many receive queues, from 0 on, have a socket as long as the process lives. Where one of these has none the process
+// has died.
+func (l *Link) SetTaken(queues int) error {
+	if err := l.objects.Taken.Set(uint32(queues)); err != nil {
+		return fmt.Errorf("set the queues of %s that are taken: %w", l.name, err)
+	}
+	return nil
+}
+
 // SetMAC tells the program the interface's own MAC, 6 bytes. Attach sets it; call it when the interface's MAC changes,
 // or VIP packets are left to the stack from then on.
 func (l *Link) SetMAC(mac net.HardwareAddr) error {

@@ -229,6 +229,7 @@ const (
 	steerVarOwnMac          = "own_mac"
 	steerVarProvedKey       = "proved_key"
 	steerVarProvedMask      = "proved_mask"
+	steerVarTaken           = "taken"
 	steerVarVlan            = "vlan"
 	steerVarWatched         = "watched"
 )
@@ -321,6 +322,7 @@ type steerVariableSpecs struct {
 	OwnMac        *ebpf.VariableSpec `ebpf:"own_mac"`
 	ProvedKey     *ebpf.VariableSpec `ebpf:"proved_key"`
 	ProvedMask    *ebpf.VariableSpec `ebpf:"proved_mask"`
+	Taken         *ebpf.VariableSpec `ebpf:"taken"`
 	Vlan          *ebpf.VariableSpec `ebpf:"vlan"`
 	Watched       *ebpf.VariableSpec `ebpf:"watched"`
 }
@@ -411,6 +413,7 @@ type steerVariables struct {
 	OwnMac        *ebpf.Variable `ebpf:"own_mac"`
 	ProvedKey     *ebpf.Variable `ebpf:"proved_key"`
 	ProvedMask    *ebpf.Variable `ebpf:"proved_mask"`
+	Taken         *ebpf.Variable `ebpf:"taken"`
 	Vlan          *ebpf.Variable `ebpf:"vlan"`
 	Watched       *ebpf.Variable `ebpf:"watched"`
 }

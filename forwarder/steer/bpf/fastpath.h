@@ -50,6 +50,7 @@ struct fast_packet {
 	__u8 ipv6;
 	__u8 tagged;  // there is a tag before the IP header
 	__u8 orphan;  // no daemon runs
+	__u8 goes_on; // it is to forward without one
 	__u8 over;    // and none has for longer than it is to go on without
 	__u8 action;  // what becomes of packets that cannot be forwarded then
 };

@@ -108,6 +108,9 @@ struct watched watched SEC(".data.shared");
 // The interface's MAC: the six bytes in frame order in the low 48 bits of a little-endian word, written by Go.
 __u64 own_mac;
 
+// How many receive queues have a socket as long as there is a daemon, from 0 on; written by Go.
+__u32 taken;
+
 // The interface's VLAN; 0: frames without a tag, or with one that has only a priority.
 const volatile __u16 vlan;
 
@@ -231,6 +234,7 @@ int sluice_steer(struct xdp_md *ctx)
 		__u64 until = *(volatile __u64 *)&state->alive_until;
 
 		fast.orphan = fast.now >= until;
+		fast.goes_on = *(volatile __u64 *)&state->orphan_time > 0;
 		fast.over = fast.orphan && fast.now - until >= *(volatile __u64 *)&state->orphan_time;
 		fast.action = *(volatile __u64 *)&state->orphan_action;
 	}
@@ -293,38 +297,37 @@ int sluice_steer(struct xdp_md *ctx)
 		return XDP_DROP;
 	}
 
-	if (fast.orphan) {
-		if (kind == REPLY || fast.over || !(known || (plain && orphan_find(&fast)))) {
-			if (kind == REPLY)
-				count->replies++;
-			else
-				count->to_vips++;
-			count->no_daemon++;
-			return fast.action;
-		}
-		action = fast_forward(ctx, &fast);
-		if (action > XDP_PASS) {
-			count->orphaned++;
-			return action;
-		}
-		count->to_vips++;
-		count->no_exit++;
-		return XDP_DROP;
-	}
-
-	// The helper looks the socket up itself and returns the flags' action when there is none, so its answer is the
-	// truth about this frame: no socket can come or go between a check and the redirect.
-	action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
-
 	if (kind == REPLY)
 		count->replies++;
 	else
 		count->to_vips++;
-	if (action == XDP_REDIRECT)
-		count->redirected++;
-	else
-		count->no_socket++;
-	return action;
+	if (!fast.orphan) {
+		// The helper looks the socket up itself and returns the flags' action when there is none, so its answer is the
+		// truth about this frame: no socket can come or go between a check and the redirect.
+		action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
+		if (action == XDP_REDIRECT) {
+			count->redirected++;
+			return action;
+		}
+		if (!fast.goes_on || ctx->rx_queue_index >= taken) {
+			count->no_socket++;
+			return action;
+		}
+		fast.orphan = 1; // the daemon has just died, and its sockets with it
+		known = plain && fast_find(&fast);
+	}
+	if (kind == REPLY || fast.over || !(known || (plain && orphan_find(&fast)))) {
+		count->no_daemon++;
+		return fast.action;
+	}
+	action = fast_forward(ctx, &fast);
+	if (action > XDP_PASS) {
+		count->to_vips--; // it is counted for its slot
+		count->orphaned++;
+		return action;
+	}
+	count->no_exit++;
+	return XDP_DROP;
 }
 
 // The kernel knows no "Apache" licence string; loaded into it, the program is used under its other licence.
