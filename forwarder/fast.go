@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sluice-lb/sluice/forwarder/packet"
+	"github.com/sluice-lb/sluice/conntrack"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/maglev"
 )
@@ -40,14 +40,13 @@ func (e *Engine) publishFast(snap *Snapshot, specs []*ServiceSpec) {
 	for i := range targets {
 		t := &snap.targets[i]
 		targets[i].Exit = steer.NoExit
-		if t.problem == packet.None && int(t.exit) < MaxInterfaces && e.fastExits[t.exit] { // exits without a tag come first
-			targets[i] = t.fast()
+		if x := snap.exits[t.exit]; t.ready() && e.fastExits[x.iface] {
+			targets[i] = t.fast(x)
 		}
 	}
 	if err := errors.Join(e.setTables(), e.fast.PublishFast(targets, services)); err != nil {
-		// What was there before goes on: it named the same backends, or backends that are gone, whose slots nobody else has got yet.
-		e.fastFailed = err
-		_ = e.fast.PublishFast(nil, nil)
+		// What it knows may name slots that others are given from now on.
+		e.fastFailed = errors.Join(err, e.fast.PublishFast(nil, nil))
 		return
 	}
 	e.fastFailed = nil
@@ -81,6 +80,13 @@ func (e *Engine) setTables() error {
 	}
 	e.fastTables = pools
 	return nil
+}
+
+// FastFailed says why the fast path forwards nothing, although it might: it could not be told of the last snapshot. nil: it was.
+func (e *Engine) FastFailed() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.fastFailed
 }
 
 // SetFastExits says which interfaces of the node's list the fast path can send by.
@@ -120,14 +126,15 @@ func (s *ServiceSpec) fast() steer.FastService {
 }
 
 // fast is what the fast path knows of a target.
-func (t *target) fast() steer.Target {
+func (t *target) fast(x exit) steer.Target {
 	h, ok := t.encap.Header()
 	if !ok {
 		return steer.Target{Exit: steer.NoExit}
 	}
 	return steer.Target{
 		MACs: h.MACs, GUEPort: h.Port, Overhead: h.Overhead, SourceBits: h.SourceBits, Addrs: h.Addrs, Sum: h.Sum,
-		Life: t.life, Service: t.service, MaxLen: t.maxLen, Exit: t.exit,
+		Life:    [3]uint16{t.life[conntrack.Probation], t.life[conntrack.Established], t.life[conntrack.Closing]},
+		Service: t.service, MaxLen: t.maxLen, Exit: uint8(x.iface), Tag: x.vlan,
 	}
 }
 

@@ -393,7 +393,17 @@ func TestFastPathEqualsWorker(t *testing.T) {
 		if r.rng.IntN(4) == 0 {
 			r.age()
 		}
-		if i == n/2 { // sources that vary, another generation
+		if i == n/2 { // other generations: some backends behind a tag, sources that vary
+			hops := map[netip.Addr]Hop{}
+			for k, a := range r.engine.Addresses() {
+				hops[a] = hopTo(a)
+				if k%2 == 0 {
+					h := hopTo(a)
+					h.VLAN = 100
+					hops[a] = h
+				}
+			}
+			r.engine.SetHops(hops)
 			tunnel := Tunnel{Port: 6081, Source4: netip.MustParsePrefix("10.7.0.0/16"), Source6: netip.MustParsePrefix("fd00:7::/64")}
 			if err := r.engine.Apply(Spec{Services: services, Tunnel: tunnel}); err != nil {
 				t.Fatal(err)

@@ -259,6 +259,9 @@ func (n *Node) fastOn(nc *nic) (on bool, why string) {
 	case nc.Fast == FastAuto && nc.program.Generic():
 		return false, "the XDP program runs in generic mode"
 	}
+	if err := n.FastFailed(); err != nil {
+		return false, "the XDP program could not be told of the last change: " + err.Error()
+	}
 	if nc.Fast == FastAuto {
 		for _, s := range nc.sockets {
 			if s.Mode() != xsk.Copy {

@@ -75,19 +75,27 @@ func Aims() []Aim {
 			Bound: 5,
 		}, {
 			Name: "testpmd", Measure: "veth: the whole load balancer over testpmd macswap, 1M flows", Unit: "×", AtLeast: true,
-			Table: "veth", Rows: labels("system=sluice flows=1000000 size=64"), How: QuotientOf, Against: labels("system=testpmd"),
+			Table: "veth", Rows: labels("system=sluice-fastpath flows=1000000 size=64"), How: QuotientOf, Against: labels("system=testpmd"),
 			Bound: 1, Loose: 0.2, Asserted: true,
 		}, {
 			Name: "nft", Measure: "veth: over nft stateful DNAT, 1M flows", Unit: "×", AtLeast: true,
-			Table: "veth", Rows: labels("system=sluice flows=1000000 size=64"), How: QuotientOf, Against: labels("system=nft-stateful"),
+			Table: "veth", Rows: labels("system=sluice-fastpath flows=1000000 size=64"), How: QuotientOf, Against: labels("system=nft-stateful"),
 			Bound: 2, Loose: 0.2, Asserted: true,
+		}, {
+			Name: "fastpath", Measure: "veth: the fast path over a bare XDP reflector, 1k flows", Unit: "×", AtLeast: true,
+			Table: "veth", Rows: labels("system=sluice-fastpath flows=1000 size=64"), How: QuotientOf, Against: labels("system=reflect"),
+			Bound: 0.65, Loose: 0.3, Asserted: true,
+		}, {
+			Name: "fastpath-1M", Measure: "likewise, 1M flows", Unit: "×", AtLeast: true,
+			Table: "veth", Rows: labels("system=sluice-fastpath flows=1000000 size=64"), How: QuotientOf, Against: labels("system=reflect"),
+			Bound: 0.33, Loose: 0.15, Asserted: true,
 		}, {
 			Name: "rings", Measure: "our rings over asavie/xdp's under the same forwarder", Unit: "×", AtLeast: true,
 			Table: "worker-rings", Rows: labels("rings=sluice"), How: QuotientOf, Against: labels("rings=asavie"),
 			Bound: 1.3, // not asserted: while others use the cores the rate on veth falls to almost nothing
 		}, {
 			Name: "latency", Measure: "veth: p99 added at half load, over direct", Unit: "µs",
-			Table: "veth-latency", Rows: labels("system=sluice load=50"), How: DifferenceOf, Against: labels("system=direct"),
+			Table: "veth-latency", Rows: labels("system=sluice-fastpath load=50"), How: DifferenceOf, Against: labels("system=direct"),
 			Bound: 100,
 		}, {
 			Name: "haproxy", Measure: "TCP: p99 through Sluice over that through HAProxy, half load", Unit: "×",

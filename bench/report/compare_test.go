@@ -64,7 +64,7 @@ func TestCompareVerdicts(t *testing.T) {
 		{"the medians differ by noise", hits, func(r *Report) {
 			r.Tables[0].Rows[1].Rounds = []float64{10, 30, 17, 20, 21, 19}
 		}, Same, 0},
-		{"three rounds", "sluice/1000000/64", func(r *Report) { r.Tables[1].Rows[2].Rounds = []float64{0.1, 0.1, 0.1} }, TooFew, 0},
+		{"three rounds", "sluice-fastpath/1000000/64", func(r *Report) { r.Tables[1].Rows[2].Rounds = []float64{0.1, 0.1, 0.1} }, TooFew, 0},
 		{"bytes have no noise", "flow", func(r *Report) {
 			r.Table("cost-memory").Rows[0].Rounds = []float64{24}
 		}, Worse, 1},
@@ -118,7 +118,7 @@ func TestCompareListsWhatIsInOneOnly(t *testing.T) {
 			"  veth nft-stateful/1000000/64 (new: needs Debian package nftables)\n",
 		"Only in the new report:\n  veth testpmd/1000000/64 (old: needs Debian package dpdk)\n  churn-flows\n",
 		"worker: measured by another rule.\nold: Everything on one core.\nnew: Two cores.\n",
-		`veth sluice/1000000/64: not compared, it refers to "nft-stateful/1000000/64" in the old report and to "testpmd/1000000/64"`,
+		`veth sluice-fastpath/1000000/64: not compared, it refers to "nft-stateful/1000000/64" in the old report and to "testpmd/1000000/64"`,
 		"0 better, 0 worse, 2 without a difference, 0 with too few rounds to tell.",
 	} {
 		if !strings.Contains(b.String(), part) {

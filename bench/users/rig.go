@@ -68,7 +68,7 @@ func newRig(env *testenv.Env, dir, programs string) (*rig, error) {
 	if r.userCore, r.systemCore, err = cores(); err != nil {
 		return nil, err
 	}
-	r.net, err = testenv.NewTopology(env, testenv.TopologyOptions{Nodes: nodes, Backends: backends, Queues: 1, Sources: 1})
+	r.net, err = testenv.NewTopology(env, testenv.TopologyOptions{Nodes: nodes, Backends: backends, Queues: 1, Sources: 1, TakesXDP: true})
 	if err != nil {
 		return nil, err
 	}

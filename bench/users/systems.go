@@ -99,6 +99,7 @@ workers: 1
 cpus: "%[2]d"
 flows: 1M
 metrics: {listen: 127.0.0.1:9545}
+without_daemon: {for: 0s}
 services:
 `, r.dir, r.systemCore)
 	for _, s := range r.systems {

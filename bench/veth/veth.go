@@ -52,7 +52,7 @@ func Tables(ctx context.Context, effort report.Effort, program string) ([]report
 	p.Measures, p.Rounds, p.Flows, p.Sizes = []string{LossFree, Latency}, 3, o.Flows[:1], o.Sizes[:1]
 	if effort == report.Smoke {
 		o.Rounds, o.Duration, o.Flows, o.Sizes = 1, 300*time.Millisecond, []int{1000, 1_000_000}, o.Sizes[:1]
-		p.Rounds, p.Duration, p.Systems = 1, 100*time.Millisecond, []string{direct.Name, sluice.Name}
+		p.Rounds, p.Duration, p.Systems = 1, 100*time.Millisecond, []string{direct.Name, fastPath.Name}
 	}
 	tables, err := Measure(ctx, o)
 	if err != nil {

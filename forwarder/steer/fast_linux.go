@@ -38,13 +38,14 @@ const NoExit = 0xff
 
 // Target is what a packet of a slot is given: see packet.Encap. Numbers are in host order.
 type Target struct {
-	MACs       [12]byte // destination and source
-	GUEPort    uint16   // UDP destination port of GUE; 0: no GUE
-	Overhead   uint8    // bytes of the outer headers after Ethernet: 0, 20, 28, 40 or 48
-	SourceBits uint8    // how many low bits of the outer source are the flow's
-	Addrs      [32]byte // source and destination of the outer IP header, 8 bytes or 32
-	Sum        uint16   // of an outer IPv4 header, see packet.Encap
-	Life       [4]uint16
+	MACs       [12]byte  // destination and source
+	GUEPort    uint16    // UDP destination port of GUE; 0: no GUE
+	Overhead   uint8     // bytes of the outer headers after Ethernet: 0, 20, 28, 40 or 48
+	SourceBits uint8     // how many low bits of the outer source are the flow's
+	Addrs      [32]byte  // source and destination of the outer IP header, 8 bytes or 32
+	Sum        uint16    // of an outer IPv4 header, see packet.Encap
+	Tag        uint16    // 802.1Q tag of frames there; 0: none
+	Life       [3]uint16 // in ticks, of words on probation, established and closing
 	Service    uint16
 	MaxLen     uint16 // bytes: the longest IP packet, as received, that fits the egress MTU
 	Exit       uint8  // number of the interface that it leaves by, see SetExit; NoExit: the workers send it
@@ -198,7 +199,7 @@ func (s *Steer) PublishFast(targets []Target, services []FastService) error {
 	generation := f.state[fastGeneration]
 	if targets == nil && services == nil {
 		atomic.StoreUint64(&f.state[fastGeneration], 0)
-		return nil
+		return f.waiter.wait()
 	}
 	// The half that is not in force, since the packets that went by it are through. The number of a half is the lowest bit.
 	next := max(generation+1, 2)
@@ -288,7 +289,7 @@ func put(m *ebpf.Memory, buffer []byte, i int, element any) ([]byte, error) {
 func (t *Target) encode() steerTarget {
 	out := steerTarget{
 		Macs: t.MACs, GuePort: t.GUEPort, Overhead: t.Overhead, SourceBits: t.SourceBits, Sum: t.Sum,
-		Life: t.Life, Service: t.Service, MaxLen: t.MaxLen, Exit: t.Exit,
+		Tag: t.Tag, Life: t.Life, Service: t.Service, MaxLen: t.MaxLen, Exit: t.Exit,
 	}
 	for i := range out.Addrs {
 		out.Addrs[i] = binary.LittleEndian.Uint32(t.Addrs[4*i:])

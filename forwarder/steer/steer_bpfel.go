@@ -167,7 +167,8 @@ type steerTarget struct {
 	Overhead   uint8
 	SourceBits uint8
 	Addrs      [8]uint32
-	Life       [4]uint16
+	Tag        uint16
+	Life       [3]uint16
 	Service    uint16
 	MaxLen     uint16
 	Sum        uint16

@@ -74,21 +74,31 @@ static __always_inline void set_outer_ipv6(struct ipv6hdr *ip6, const struct tar
 static __always_inline bool encapsulate(struct xdp_md *ctx, long l3, const struct target *t, __u16 length, __u8 class, bool ipv6,
 					__u64 hash)
 {
-	long grow = (long)sizeof(struct ethhdr) + t->overhead - l3;
+	long grow = (long)sizeof(struct ethhdr) + (t->tag ? sizeof(struct vlan_tag) : 0) + t->overhead - l3;
 	__u8 proto = ipv6 ? IPPROTO_IPV6 : IPPROTO_IPIP;
 
 	if (grow && bpf_xdp_adjust_head(ctx, -grow))
 		return false;
 	void *frame = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = frame;
-	struct iphdr *ip = (void *)(eth + 1);
-	struct ipv6hdr *ip6 = (void *)(eth + 1);
+	struct vlan_tag *tag = (void *)(eth + 1);
+	__be16 *type = frame + 2 * ETH_ALEN; // of what follows
 
-	if ((void *)(ip + 1) > end) // cannot be: the packet itself is as long
+	if ((void *)(tag + 1) > end) // cannot be: the packet itself is longer
 		return false;
 	set_macs(frame, t);
+	if (t->tag) {
+		eth->h_proto = bpf_htons(ETH_P_8021Q);
+		tag->tci = bpf_htons(t->tag);
+		type += sizeof(*tag) / sizeof(*type);
+	}
+	struct iphdr *ip = (void *)(type + 1);
+	struct ipv6hdr *ip6 = (void *)(type + 1);
+
+	if ((void *)(ip + 1) > end) // cannot be
+		return false;
 	if (!t->overhead) {
-		eth->h_proto = ipv6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
+		*type = ipv6 ? bpf_htons(ETH_P_IPV6) : bpf_htons(ETH_P_IP);
 		return true;
 	}
 	bool outer4 = t->overhead < sizeof(struct ipv6hdr);
@@ -106,13 +116,13 @@ static __always_inline bool encapsulate(struct xdp_md *ctx, long l3, const struc
 		udp->check = 0;
 	}
 	if (outer4) {
-		eth->h_proto = bpf_htons(ETH_P_IP);
+		*type = bpf_htons(ETH_P_IP);
 		set_outer_ipv4(ip, t, length, class, proto, hash);
 		return true;
 	}
 	if ((void *)(ip6 + 1) > end) // cannot be
 		return false;
-	eth->h_proto = bpf_htons(ETH_P_IPV6);
+	*type = bpf_htons(ETH_P_IPV6);
 	set_outer_ipv6(ip6, t, length, class, proto, hash);
 	return true;
 }

@@ -122,7 +122,7 @@ static __always_inline bool takes(const struct target *t, const struct service *
 	__u32 age = word_age(p->word, p->tick);
 	enum admit_state admit = admit_of(p->slot);
 
-	if ((age ? age : 1) > t->life[word_state(p->word)])
+	if (word_state(p->word) == EMPTY || (age ? age : 1) > t->life[word_state(p->word) - PROBATION]) // empty ones are not found
 		return false;
 	if (p->flags & TCP_SYN && !(p->flags & TCP_ACK))
 		return admit == ADMIT_UP;

@@ -20,7 +20,8 @@ struct target {
 	__u8 overhead;     // bytes of the outer headers after Ethernet: 0, 20 or 40, with GUE 28 or 48
 	__u8 source_bits;  // how many low bits of the outer source are the flow's
 	__u32 addrs[8];    // source and destination of the outer IP header, two words or eight
-	__u16 life[4];     // in ticks, by word_state
+	__u16 tag;         // 802.1Q, of frames there; 0: none
+	__u16 life[3];     // in ticks, by word_state, from PROBATION on
 	__u16 service;
 	__u16 max_len;     // bytes: the longest IP packet, as received, that fits the egress MTU
 	__u16 sum;         // of an outer IPv4 header, its big-endian words without what the packet adds, summed up and folded
