@@ -148,10 +148,11 @@ func (n *Node) pinOf(nc *nic) string {
 	return filepath.Join(n.config.Pins, linkPin+nc.Name)
 }
 
-// Names of what is pinned: the flow table, and the attachment to each interface.
+// Names of what is pinned: the flow table, the programs' counters, and the attachment to each interface.
 const (
-	tablePin = "flows"
-	linkPin  = "link-"
+	tablePin    = "flows"
+	countersPin = "counters"
+	linkPin     = "link-"
 )
 
 // pinTable pins the flow table, so that the process after this one finds it.
@@ -170,7 +171,14 @@ func (n *Node) pinTable() error {
 	if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
 		return err
 	}
-	return n.tableFile.array.Pin(file)
+	if err := n.tableFile.array.Pin(file); err != nil {
+		return err
+	}
+	counters := filepath.Join(n.config.Pins, countersPin)
+	if forwarded, refused, err := steer.OrphansOf(counters); err == nil {
+		n.log.Info("packets while no daemon ran", "forwarded", forwarded, "not_forwarded", refused)
+	}
+	return n.steer.PinCounters(counters)
 }
 
 // pinnedTable opens the flow table that a process before this one has pinned, and returns its descriptor; 0: there is none.
@@ -206,7 +214,7 @@ func Detach(pins string) (interfaces []string, err error) {
 				return interfaces, err
 			}
 			interfaces = append(interfaces, name)
-		case e.Name() == tablePin:
+		case e.Name() == tablePin, e.Name() == countersPin:
 			if err := os.Remove(file); err != nil {
 				return interfaces, err
 			}
@@ -226,8 +234,7 @@ func (n *Node) setFast(nc *nic) {
 		return
 	}
 	if err := nc.program.SetFast(on); err != nil {
-		n.log.Error("interface", "interface", nc.Name, "error", err)
-		return
+		n.log.Error("fast path", "interface", nc.Name, "error", err)
 	}
 	nc.fast, nc.fastWhy = on, why
 	if nc.Fast == FastOn && !on {

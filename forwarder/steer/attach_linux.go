@@ -1,7 +1,6 @@
 package steer
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -31,8 +30,9 @@ type Link struct {
 	objects steerObjects
 	link    link.Link
 	generic bool
-	pin     string // where the attachment is pinned; empty: it ends with the process
-	waits   bool   // the interface has a predecessor's program still, until Activate
+	pin     string // where the attachment is pinned while it has a fast path; empty: nowhere, it ends with the process
+	pinned  bool
+	waits   bool // the interface has a predecessor's program still, until Activate
 }
 
 // AttachOptions say what the program on one interface is to do.
@@ -40,8 +40,8 @@ type AttachOptions struct {
 	Queues int    // receive queues, each of which can have a socket (see [Queues])
 	VLAN   uint16 // 802.1Q tag of the frames to look at, 1 to 4094; 0: those with none, or with a priority only (id 0)
 	Number int    // of this interface among those of the node (see [Steer.SetExit])
-	// Pin is a file in a BPF file system by which the attachment outlives the process; empty: it does not. If there is one there already,
-	// of a process before this one, that one's program stays until [Link.Activate].
+	// Pin is a file in a BPF file system by which the attachment outlives the process, while it has a fast path ([Link.SetFast]); empty: it
+	// does not. If there is one there already, of a process before this one, that one's program stays until [Link.Activate].
 	Pin   string
 	Frags bool // take frames of several buffers, as drivers make them of large MTUs (Linux 5.18)
 }
@@ -91,12 +91,6 @@ func (s *Steer) Attach(ifindex int, name string, o AttachOptions, log *slog.Logg
 		l.objects.Close()
 		return nil, err
 	}
-	if o.Pin != "" {
-		if err := l.link.Pin(o.Pin); err != nil {
-			log.Warn("forwarding ends with the daemon: its program cannot be pinned", "interface", name, "error", err)
-			l.pin = ""
-		}
-	}
 	return l, nil
 }
 
@@ -110,46 +104,14 @@ func (l *Link) inherit(ifindex int, log *slog.Logger) bool {
 		return false
 	}
 	if info, err := pinned.Info(); err == nil && info.XDP() != nil && info.XDP().Ifindex == uint32(ifindex) {
-		l.link, l.waits, l.generic = pinned, true, generic(ifindex)
-		forwarded, refused := orphaned(info.Program)
-		log.Info("XDP program of the process before", "interface", l.name, "forwarded_without_daemon", forwarded, "not_forwarded", refused)
+		l.link, l.pinned, l.waits, l.generic = pinned, true, true, generic(ifindex)
+		log.Info("XDP program of the process before; this one takes its place", "interface", l.name)
 		return true
 	}
 	log.Info("a pinned XDP program is removed: its interface is gone", "interface", l.name)
 	_ = pinned.Unpin()
 	_ = pinned.Close()
 	return false
-}
-
-// orphaned returns what a program has forwarded while no daemon ran, and what it has not, on all interfaces; 0 if it does not say.
-func orphaned(id ebpf.ProgramID) (forwarded, refused uint64) {
-	program, err := ebpf.NewProgramFromID(id)
-	if err != nil {
-		return 0, 0
-	}
-	defer program.Close()
-	info, err := program.Info()
-	if err != nil {
-		return 0, 0
-	}
-	maps, _ := info.MapIDs()
-	for _, id := range maps {
-		m, err := ebpf.NewMapFromID(id)
-		if err != nil {
-			continue
-		}
-		defer m.Close()
-		about, err := m.Info()
-		var cpus []steerCounters
-		if err != nil || about.Name != steerMapStats || int(m.ValueSize()) != binary.Size(steerCounters{}) || m.Lookup(uint32(0), &cpus) != nil {
-			continue
-		}
-		for i := range cpus {
-			forwarded += cpus[i].Orphaned
-			refused += cpus[i].NoDaemon
-		}
-	}
-	return forwarded, refused
 }
 
 // Activate puts the program in the place of a predecessor's, if there is one, in a single step.
@@ -166,7 +128,7 @@ func (l *Link) Activate() error {
 
 // Leave lets go of the program without taking it off the interface, if it is pinned: it goes on, as SetOrphans says. Else it is Close.
 func (l *Link) Leave() error {
-	if l.pin == "" {
+	if !l.pinned {
 		return l.Close()
 	}
 	if err := errors.Join(l.link.Close(), l.objects.Close()); err != nil {
@@ -334,11 +296,25 @@ func (l *Link) SetMAC(mac net.HardwareAddr) error {
 const noNumber = 0xffff
 
 // SetFast has the program forward packets of known flows that arrive on the interface, or leave them to the workers, as it does until
-// then. See [Steer.ShareFlows].
+// then. See [Steer.ShareFlows]. With it the attachment is pinned. On an error that says so it is not, and the fast path ends with the
+// process.
 func (l *Link) SetFast(on bool) error {
 	if err := l.objects.FastOn.Set(flag(on)); err != nil {
 		return fmt.Errorf("turn the fast path of %s on or off: %w", l.name, err)
 	}
+	var err error
+	switch {
+	case on && l.pin != "" && !l.pinned:
+		err = l.link.Pin(l.pin)
+	case !on && l.pinned:
+		err = l.link.Unpin()
+	default:
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("pin the XDP program of %s, or take the pin away: %w", l.name, err)
+	}
+	l.pinned = on
 	return nil
 }
 
@@ -356,7 +332,7 @@ func (l *Link) Attached() bool {
 // stack sees all frames of the interface.
 func (l *Link) Close() error {
 	var err error
-	if l.pin != "" && !l.waits { // a predecessor's program goes on
+	if l.pinned && !l.waits { // a predecessor's program goes on
 		err = l.link.Unpin()
 	}
 	err = errors.Join(err, l.link.Close(), l.objects.Close())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -459,4 +460,35 @@ func (f *fast) forwarded() (sum uint64) {
 		sum += atomic.LoadUint64(&f.counts[at])
 	}
 	return sum
+}
+
+// PinCounters pins the counters in a file in a BPF file system, so that who comes after this process can read with OrphansOf what happened
+// while there was none.
+func (s *Steer) PinCounters(file string) error {
+	if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return s.maps[steerMapStats].Pin(file)
+}
+
+// OrphansOf reads from counters that a process before this one has pinned what its programs forwarded while no daemon ran, and what they
+// did not, in packets.
+func OrphansOf(file string) (forwarded, refused uint64, err error) {
+	m, err := ebpf.LoadPinnedMap(file, &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer m.Close()
+	if size := binary.Size(steerCounters{}); int(m.ValueSize()) != size {
+		return 0, 0, fmt.Errorf("%s: counters of %d bytes, not %d: they are of another version", file, m.ValueSize(), size)
+	}
+	var cpus []steerCounters
+	if err := m.Lookup(uint32(0), &cpus); err != nil {
+		return 0, 0, fmt.Errorf("%s: %w", file, err)
+	}
+	for i := range cpus {
+		forwarded += cpus[i].Orphaned
+		refused += cpus[i].NoDaemon
+	}
+	return forwarded, refused, nil
 }
