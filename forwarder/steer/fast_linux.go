@@ -153,6 +153,9 @@ func (s *Steer) ShareFlows(t FastTable) (err error) {
 	}
 	for i := range f.halves {
 		f.halves[i] = fastHalf{make([]steerTarget, f.slots), make([]steerService, f.services)}
+		for k := range f.halves[i].targets { // those in the map are 0: of service 0, which has no ports
+			f.halves[i].targets[k].Exit = NoExit
+		}
 	}
 	v := s.spec.Variables
 	return errors.Join(
@@ -202,6 +205,9 @@ func (s *Steer) PublishFast(targets []Target, services []FastService) error {
 		atomic.StoreUint64(&f.state[fastGeneration], 0)
 		return f.waiter.wait()
 	}
+	if generation == 0 && len(services) == 0 || generation != 0 && f.says(int(generation&1), targets, services) {
+		return nil // as before
+	}
 	// The half that is not in force, since the packets that went by it are through. The number of a half is the lowest bit.
 	next := max(generation+1, 2)
 	half := int(next & 1)
@@ -221,15 +227,43 @@ func (s *Steer) PublishFast(targets []Target, services []FastService) error {
 	return nil
 }
 
+// targetAt and serviceAt are what a half is to say of a slot and of a service.
+func targetAt(targets []Target, i int) steerTarget {
+	if i < len(targets) && targets[i].Exit != NoExit {
+		return targets[i].encode()
+	}
+	return steerTarget{Exit: NoExit}
+}
+
+func serviceAt(services []FastService, i int) steerService {
+	if i < len(services) {
+		return services[i].encode()
+	}
+	return steerService{}
+}
+
+// says reports whether this is what a half says already.
+func (f *fast) says(half int, targets []Target, services []FastService) bool {
+	h := &f.halves[half]
+	for i := range h.targets {
+		if h.targets[i] != targetAt(targets, i) {
+			return false
+		}
+	}
+	for i := range h.services {
+		if h.services[i] != serviceAt(services, i) {
+			return false
+		}
+	}
+	return true
+}
+
 // write brings one half of the maps up to date.
 func (f *fast) write(half int, targets []Target, services []FastService) error {
 	h := &f.halves[half]
 	var buffer []byte
 	for i := range h.targets {
-		next := steerTarget{Exit: NoExit}
-		if i < len(targets) {
-			next = targets[i].encode()
-		}
+		next := targetAt(targets, i)
 		if next == h.targets[i] {
 			continue
 		}
@@ -240,10 +274,7 @@ func (f *fast) write(half int, targets []Target, services []FastService) error {
 		h.targets[i] = next
 	}
 	for i := range h.services {
-		next := steerService{}
-		if i < len(services) {
-			next = services[i].encode()
-		}
+		next := serviceAt(services, i)
 		if next == h.services[i] {
 			continue
 		}
