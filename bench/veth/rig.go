@@ -108,7 +108,7 @@ func (r *Rig) connect() (err error) {
 		}
 	}
 	err = r.env.Veth(
-		testenv.End{Namespace: r.world, Name: eth, MAC: worldMAC, MTU: mtu},
+		testenv.End{Namespace: r.world, Name: eth, MAC: worldMAC, MTU: mtu, TakesXDP: true},
 		testenv.End{Namespace: r.system, Name: eth, MAC: systemMAC, MTU: mtu}, r.queues)
 	if err != nil {
 		return err
