@@ -79,7 +79,7 @@ type NodeConfig struct {
 	BusyPoll           bool
 	Log                *slog.Logger
 	// Orphans says what the XDP programs do while no daemon runs, of interfaces with a fast path, and Pins is the directory, in a BPF file
-	// system, by which they outlive the process. Empty: they do not.
+	// system, by which they outlive the process, if Orphans says so, and where what another one has left is found; empty: there is none.
 	Orphans steer.Orphans
 	Pins    string
 	// Notice is told of what has begun and ended, after the log was; nil: nobody is. It must not wait for the node.

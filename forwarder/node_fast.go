@@ -4,6 +4,7 @@ package forwarder
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"math/bits"
@@ -59,10 +60,11 @@ func (n *Node) shareFlows() (FastPath, []atomic.Uint32, error) {
 		return nil, nil, err
 	}
 	n.steer.SetOrphans(n.config.Orphans)
-	if n.config.Pins != "" {
+	if n.config.Pins != "" && n.config.Orphans.For > 0 {
 		if err := n.pinTable(); err != nil {
 			n.log.Warn("forwarding ends with the daemon", "error", err)
-			n.config.Pins = ""
+			n.config.Pins, n.config.Orphans.For = "", 0
+			n.steer.SetOrphans(n.config.Orphans)
 		}
 	}
 	return n.steer, memory.Uint32s(), nil
@@ -142,10 +144,11 @@ func (n *Node) leave() {
 
 // pinOf is where the attachment of an interface is pinned; empty: nowhere.
 func (n *Node) pinOf(nc *nic) string {
-	if n.config.Pins == "" || n.tableFile == nil || n.tableFile.array == nil {
+	dir := pinsHere(n.config.Pins)
+	if dir == "" {
 		return ""
 	}
-	return filepath.Join(n.config.Pins, linkPin+nc.Name)
+	return filepath.Join(dir, linkPin+strings.ReplaceAll(nc.Name, ".", ":")) // such a file system takes no dots, and interfaces no colons
 }
 
 // Names of what is pinned: the flow table, the programs' counters, and the attachment to each interface.
@@ -155,26 +158,53 @@ const (
 	linkPin     = "link-"
 )
 
+// pinsHere is the part of a directory of pins that is for this network namespace: interfaces of others may have the same names and numbers.
+// Empty: the kernel cannot tell them apart (Linux 5.14 can), or there is no directory.
+func pinsHere(pins string) string {
+	if pins == "" {
+		return ""
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(pins, fmt.Sprintf("netns-%d", cookie))
+}
+
 // pinTable pins the flow table, so that the process after this one finds it.
 func (n *Node) pinTable() error {
-	if err := os.MkdirAll(n.config.Pins, 0o700); err != nil {
-		return err
+	dir := pinsHere(n.config.Pins)
+	if dir == "" {
+		return errors.New("the kernel does not tell network namespaces apart (Linux 5.14 does)")
 	}
+	// The parent may be no BPF file system, where directories are left behind: it is looked at first.
 	var fs unix.Statfs_t
-	if err := unix.Statfs(n.config.Pins, &fs); err != nil {
-		return fmt.Errorf("%s: %w", n.config.Pins, err)
+	for parent := n.config.Pins; ; parent = filepath.Dir(parent) {
+		if err := unix.Statfs(parent, &fs); err == nil {
+			break
+		} else if parent == "/" {
+			return fmt.Errorf("%s: %w", n.config.Pins, err)
+		}
 	}
 	if uint32(fs.Type) != unix.BPF_FS_MAGIC {
-		return fmt.Errorf("%s is in no BPF file system; mount one there: mount -t bpf bpf /sys/fs/bpf", n.config.Pins)
+		return fmt.Errorf("without_daemon.pins: %s is in no BPF file system; mount one: mount -t bpf bpf /sys/fs/bpf", n.config.Pins)
 	}
-	file := filepath.Join(n.config.Pins, tablePin)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	file := filepath.Join(dir, tablePin)
 	if err := os.Remove(file); err != nil && !os.IsNotExist(err) {
 		return err
 	}
 	if err := n.tableFile.array.Pin(file); err != nil {
 		return err
 	}
-	counters := filepath.Join(n.config.Pins, countersPin)
+	counters := filepath.Join(dir, countersPin)
 	if forwarded, refused, err := steer.OrphansOf(counters); err == nil {
 		n.log.Info("packets while no daemon ran", "forwarded", forwarded, "not_forwarded", refused)
 	}
@@ -183,10 +213,11 @@ func (n *Node) pinTable() error {
 
 // pinnedTable opens the flow table that a process before this one has pinned, and returns its descriptor; 0: there is none.
 func pinnedTable(pins string) int {
-	if pins == "" {
+	dir := pinsHere(pins)
+	if dir == "" {
 		return 0
 	}
-	m, err := ebpf.LoadPinnedMap(filepath.Join(pins, tablePin), nil)
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, tablePin), nil)
 	if err != nil {
 		return 0
 	}
@@ -198,22 +229,23 @@ func pinnedTable(pins string) int {
 	return fd
 }
 
-// Detach takes off all XDP programs that a process has left on interfaces, by their pins in this directory, and removes the flow table. It
-// returns the interfaces.
+// Detach takes off all XDP programs that a process has left on interfaces of this network namespace, by their pins in this directory, and
+// removes the flow table. It returns the interfaces.
 func Detach(pins string) (interfaces []string, err error) {
-	entries, err := os.ReadDir(pins)
+	dir := pinsHere(pins)
+	entries, err := os.ReadDir(dir)
 	if err != nil && !os.IsNotExist(err) {
 		return nil, err
 	}
 	for _, e := range entries {
-		file := filepath.Join(pins, e.Name())
+		file := filepath.Join(dir, e.Name())
 		name, isLink := strings.CutPrefix(e.Name(), linkPin)
 		switch {
 		case isLink:
 			if err := steer.Detach(file); err != nil {
 				return interfaces, err
 			}
-			interfaces = append(interfaces, name)
+			interfaces = append(interfaces, strings.ReplaceAll(name, ":", "."))
 		case e.Name() == tablePin, e.Name() == countersPin:
 			if err := os.Remove(file); err != nil {
 				return interfaces, err

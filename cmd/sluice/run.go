@@ -235,9 +235,8 @@ func startNode(cfg *config.Config, table int, notice func(forwarder.Notice), log
 			Name: i.Name, Mode: mode, Fast: fastModes[i.FastPath], Queues: int(i.Queues), VLAN: i.VLAN,
 		})
 	}
-	if w := &cfg.WithoutDaemon; w.For > 0 {
-		c.Pins, c.Orphans = w.Pins, steer.Orphans{For: time.Duration(w.For), Drop: w.Then == config.VerdictDrop}
-	}
+	without := &cfg.WithoutDaemon
+	c.Pins, c.Orphans = without.Pins, steer.Orphans{For: time.Duration(without.For), Drop: without.Then == config.VerdictDrop}
 	c.Services = len(cfg.Services)
 	for i := range cfg.Services {
 		c.Backends += len(cfg.Services[i].Backends)

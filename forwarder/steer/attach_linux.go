@@ -31,6 +31,7 @@ type Link struct {
 	link    link.Link
 	generic bool
 	pin     string // where the attachment is pinned while it has a fast path; empty: nowhere, it ends with the process
+	keep    bool   // it is to be pinned there; else only what is found there is taken over
 	pinned  bool
 	waits   bool // the interface has a predecessor's program still, until Activate
 }
@@ -40,9 +41,10 @@ type AttachOptions struct {
 	Queues int    // receive queues, each of which can have a socket (see [Queues])
 	VLAN   uint16 // 802.1Q tag of the frames to look at, 1 to 4094; 0: those with none, or with a priority only (id 0)
 	Number int    // of this interface among those of the node (see [Steer.SetExit])
-	// Pin is a file in a BPF file system by which the attachment outlives the process, while it has a fast path ([Link.SetFast]); empty: it
-	// does not. If there is one there already, of a process before this one, that one's program stays until [Link.Activate].
+	// Pin is a file in a BPF file system. If a process before this one has pinned its attachment there, that one's program stays until
+	// [Link.Activate]. Keep has this attachment pinned there, while it has a fast path ([Link.SetFast]): it outlives the process then.
 	Pin   string
+	Keep  bool
 	Frags bool // take frames of several buffers, as drivers make them of large MTUs (Linux 5.18)
 }
 
@@ -73,7 +75,7 @@ func (s *Steer) Attach(ifindex int, name string, o AttachOptions, log *slog.Logg
 			return nil, fmt.Errorf("attach XDP to %s for VLAN %d: %w", name, o.VLAN, err)
 		}
 	}
-	l := &Link{name: name, pin: o.Pin}
+	l := &Link{name: name, pin: o.Pin, keep: o.Keep}
 	if dev.Type() == "veth" {
 		o.Number = noNumber
 	}
@@ -304,9 +306,9 @@ func (l *Link) SetFast(on bool) error {
 	}
 	var err error
 	switch {
-	case on && l.pin != "" && !l.pinned:
+	case on && l.keep && !l.pinned:
 		err = l.link.Pin(l.pin)
-	case !on && l.pinned:
+	case l.pinned && !(on && l.keep):
 		err = l.link.Unpin()
 	default:
 		return nil
@@ -314,7 +316,7 @@ func (l *Link) SetFast(on bool) error {
 	if err != nil {
 		return fmt.Errorf("pin the XDP program of %s, or take the pin away: %w", l.name, err)
 	}
-	l.pinned = on
+	l.pinned = !l.pinned
 	return nil
 }
 

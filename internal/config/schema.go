@@ -144,7 +144,7 @@ var schemaFromPassive = []field{
 	{"without_daemon", "mapping", "", false, "What the XDP programs of interfaces with a fast path do while no daemon runs, or its workers stand still: after a crash, during a restart or an upgrade. The next daemon adopts flow table and programs; `sluice detach` removes them."},
 	{"without_daemon.for", "duration", "10m", false, "How long they go on forwarding, flows that are known and new ones, by health as it was (0s to 20m). 0s: they end with the daemon."},
 	{"without_daemon.then", "verdict", "pass", false, "What becomes of packets to VIPs that they cannot forward meanwhile, and of all of them afterwards: `pass` gives them to the kernel, where a blackhole route waits for them, `drop` drops them. They are counted under the reason `no_daemon`."},
-	{"without_daemon.pins", "path", "/sys/fs/bpf/sluice", false, "The directory in a BPF file system by which programs and flow table outlive the daemon; each daemon of a machine needs one of its own. Where there is no BPF file system they do not, which the log says."},
+	{"without_daemon.pins", "path", "/sys/fs/bpf/sluice", false, "The directory in a BPF file system by which programs and flow table outlive the daemon. Where there is no BPF file system they do not, which the log says."},
 	{"drain_time", "duration", "30s", false, "How long the daemon goes on forwarding after SIGTERM, being no longer ready, so that routers can turn away (0s to 1h)."},
 
 	{"log", "mapping", "", false, "The daemon's log, on its standard error."},
