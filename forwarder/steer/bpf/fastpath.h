@@ -97,7 +97,7 @@ static __always_inline bool within(void *l4, void *end, void *stop, __u8 proto, 
 		return true;
 	}
 	if (proto == IPPROTO_UDP)
-		return (void *)(udp + 1) <= end && bpf_ntohs(udp->len) >= sizeof(*udp) && l4 + bpf_ntohs(udp->len) <= stop;
+		return (void *)(udp + 1) <= end && bpf_ntohs(udp->len) >= sizeof(*udp) && l4 + bounded(udp->len) <= stop;
 	return false;
 }
 
@@ -139,7 +139,7 @@ static __always_inline bool fast_ipv4(struct iphdr *ip, void *end, struct fast_p
 
 	if ((void *)(ip + 1) > end || !plain_ipv4(ip))
 		return false;
-	void *stop = (void *)ip + bpf_ntohs(ip->tot_len);
+	void *stop = (void *)ip + bounded(ip->tot_len);
 
 	if (stop > end || !within(ports, end, stop, ip->protocol, p))
 		return false;
@@ -158,7 +158,7 @@ static __always_inline bool fast_ipv6(struct ipv6hdr *ip6, void *end, struct fas
 
 	if ((void *)(ip6 + 1) > end || !plain_ipv6(ip6))
 		return false;
-	void *stop = (void *)ports + bpf_ntohs(ip6->payload_len);
+	void *stop = (void *)ports + bounded(ip6->payload_len);
 
 	if (stop > end || !within(ports, end, stop, ip6->nexthdr, p))
 		return false;

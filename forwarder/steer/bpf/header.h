@@ -34,6 +34,16 @@ static __always_inline bool set_ipv6(struct address *a, const struct in6_addr *i
 	return a->word[0] || a->word[1] || a->word[2] != bpf_htonl(0xffff);
 }
 
+// bounded is bpf_ntohs for a length that is added to a pointer into the packet: some verifiers know nothing of a number whose bytes were
+// swapped, and compilers leave out what they know to be done.
+static __always_inline __u64 bounded(__be16 length)
+{
+	__u64 n = bpf_ntohs(length);
+
+	asm volatile("%0 &= 0xffff" : "+r"(n));
+	return n;
+}
+
 struct vlan_tag {
 	__be16 tci;
 	__be16 proto;
