@@ -392,7 +392,7 @@ func TestRefusedReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := exec.Command(filepath.Join(bin, "sluice"), "check", node.config).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), ":15:5:") || !strings.Contains(string(out), "forwrad") {
+	if err == nil || !strings.Contains(string(out), ":16:5:") || !strings.Contains(string(out), "forwrad") {
 		t.Errorf("sluice check: %v\n%s", err, out)
 	}
 	out, err = exec.Command(filepath.Join(bin, "sluice"), "reload", "--socket", node.socket).CombinedOutput()

@@ -183,6 +183,7 @@ cpus: "{{.}}"
 {{- end}}
 flows: 64k
 drain_time: {{.DrainTime}}
+without_daemon: {{or .WithoutDaemon "{for: 0s}"}}
 metrics: {listen: 127.0.0.1:9545}
 {{- with .Tunnel}}
 tunnel: {{.}}
@@ -211,7 +212,6 @@ services:
       - {name: {{.Name}}, address: {{$s.Address .}}{{with $s.BackendPort}}, port: {{.}}{{end}}{{with $s.Weight .}}, weight: {{.}}{{end}}}
       {{- end}}
 {{- end}}
-without_daemon: {{or .WithoutDaemon "{for: 0s}"}}
 `))
 
 // Name is the backend's name in the configuration.
