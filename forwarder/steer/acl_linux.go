@@ -57,7 +57,7 @@ type acl struct {
 	lastID       uint32
 	generation   uint64 // in force
 	word         *ebpf.Memory
-	inner, outer *ebpf.Map // see wait
+	programs     *programs
 
 	// What a change that failed has left in the kernel. It alters no answer, but has to go before the next change.
 	leftover []func() error
@@ -69,19 +69,7 @@ func (a *acl) open(maps map[string]*ebpf.Map, room int) (err error) {
 	if a.word, err = maps[aclData].Memory(); err != nil {
 		return fmt.Errorf("map the generation of the access lists: %w", err)
 	}
-	one := &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
-	if a.inner, err = ebpf.NewMap(one); err != nil {
-		return fmt.Errorf("make a map to wait with: %w", err)
-	}
-	a.outer, err = ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4, MaxEntries: 1, InnerMap: one})
-	if err != nil {
-		return fmt.Errorf("make a map of maps to wait with: %w", err)
-	}
 	return nil
-}
-
-func (a *acl) close() error {
-	return errors.Join(a.inner.Close(), a.outer.Close()) // those that are there
 }
 
 // resolved is an ACL as the two tries have it.
@@ -149,7 +137,7 @@ func (s *Steer) changeACL(want *resolved) error {
 
 	// From here on the new lists are in force whatever happens: what fails now is done before the next change.
 	a.leftover = append(a.leftover,
-		a.wait,
+		a.programs.wait,
 		func() error { return a.sources.remove(sources.removes) },
 		func() error { return a.destinations.remove(destinations.removes) },
 		func() error { return s.refuse(after, byACL|byLists) })
@@ -159,7 +147,7 @@ func (s *Steer) changeACL(want *resolved) error {
 
 // begin makes a generation the one in force, once all CPUs see what was written for it (see bpf/acl.h).
 func (a *acl) begin(generation uint64) error {
-	if err := a.wait(); err != nil {
+	if err := a.programs.wait(); err != nil {
 		return err
 	}
 	// An aligned word, which copy writes at once: no program sees a part of it.
@@ -169,15 +157,6 @@ func (a *acl) begin(generation uint64) error {
 		return fmt.Errorf("begin generation %d: %w", generation, err)
 	}
 	a.generation = generation
-	return nil
-}
-
-// wait returns when no program runs any more that began before. The kernel does that for us when a map in a map is
-// replaced (maybe_wait_bpf_programs in kernel/bpf/syscall.c); membarrier(2) would too, but not with nohz_full.
-func (a *acl) wait() error {
-	if err := a.outer.Put(uint32(0), a.inner); err != nil {
-		return fmt.Errorf("wait for running programs: %w", err)
-	}
 	return nil
 }
 

@@ -173,15 +173,15 @@ func TestACLFailedChange(t *testing.T) {
 		broken func()
 	}{
 		{"destinations", func() { r.acl.destinations.kernel = tiny }},
-		{"wait", func() { r.acl.outer = tiny }},
+		{"wait", func() { r.programs.outer = tiny }},
 	} {
-		outer := r.acl.outer
+		outer := r.programs.outer
 		fail.broken()
 		if err := r.SetACL(now); err == nil {
 			t.Errorf("%s: no error", fail.name)
 		}
 		check(old)
-		r.acl.outer, r.acl.destinations.kernel = outer, good
+		r.programs.outer, r.acl.destinations.kernel = outer, good
 		setACL(t, r.Steer, old)
 		checkHeld(t, r.Steer, 2, 1)
 		check(old)

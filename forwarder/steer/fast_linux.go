@@ -88,7 +88,7 @@ type fast struct {
 	kept            *ebpf.Memory // of services
 	ports           mirror[trieKey, uint32]
 	halves          [2]fastHalf
-	waiter          *acl // which knows how to wait for running programs
+	programs        *programs
 }
 
 // Words of the map fastpath.
@@ -116,7 +116,7 @@ func (s *Steer) ShareFlows(t FastTable) (err error) {
 		}
 	}()
 	f := &s.fast
-	f.slots, f.services, f.waiter = t.Slots, t.Services, &s.acl
+	f.slots, f.services, f.programs = t.Slots, t.Services, &s.programs
 	if err := s.makeFast(steerMapFastpath, &f.state, shm.LineBytes/8); err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ func (s *Steer) PublishFast(targets []Target, services []FastService) error {
 	generation := f.state[fastGeneration]
 	if targets == nil && services == nil {
 		atomic.StoreUint64(&f.state[fastGeneration], 0)
-		return f.waiter.wait()
+		return f.programs.wait()
 	}
 	if generation == 0 && len(services) == 0 || generation != 0 && f.says(int(generation&1), targets, services) {
 		return nil // as before
@@ -217,11 +217,11 @@ func (s *Steer) PublishFast(targets []Target, services []FastService) error {
 	if err := f.serve(services); err != nil {
 		return fmt.Errorf("publish services to the fast path: %w", err)
 	}
-	if err := f.waiter.wait(); err != nil { // all CPUs see the half from now on
+	if err := f.programs.wait(); err != nil { // all CPUs see the half from now on
 		return fmt.Errorf("publish targets to the fast path: %w", err)
 	}
 	atomic.StoreUint64(&f.state[fastGeneration], next)
-	if err := f.waiter.wait(); err != nil { // nobody reads the other half any more
+	if err := f.programs.wait(); err != nil { // nobody reads the other half any more
 		return fmt.Errorf("end the fast path's last generation: %w", err)
 	}
 	return nil

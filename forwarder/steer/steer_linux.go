@@ -31,6 +31,8 @@ type Steer struct {
 	spec *ebpf.CollectionSpec // the program, with its shared maps sized; copied for each interface
 	maps map[string]*ebpf.Map // the shared ones
 
+	programs programs
+
 	mu      sync.Mutex // over what follows, and what writes the maps
 	watched steerWatched
 	vips    mirror[netip.Addr, uint8]
@@ -110,7 +112,8 @@ func New(maxVIPs, maxReplies, maxACL int) (_ *Steer, err error) {
 	s.sources = newMirror[endpoint, steerReplySource](s.maps[steerMapReplySources], "source of replies", endpoint.key)
 	s.blocks = newMirror[portBlock, steerReplyBlock](s.maps[steerMapReplyBlocks], "reply ports", portBlock.key)
 	s.blocks.room = maxReplies
-	if err := s.acl.open(s.maps, maxACL); err != nil {
+	s.acl.programs = &s.programs
+	if err := errors.Join(s.programs.open(), s.acl.open(s.maps, maxACL)); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("new steer: %w", err)
 	}
@@ -125,7 +128,7 @@ func New(maxVIPs, maxReplies, maxACL int) (_ *Steer, err error) {
 
 // Close lets go of the shared maps. Links stay attached, with the VIPs they have, until they are closed themselves.
 func (s *Steer) Close() (err error) {
-	err = s.acl.close()
+	err = s.programs.close()
 	for _, m := range s.fast.memory {
 		err = errors.Join(err, m.Close())
 	}

@@ -3,7 +3,7 @@
 #define SLUICE_FLOWTABLE_H
 
 // The flow table of package conntrack, from the very same memory: a word is found, aged and refreshed as Go does it, and never
-// inserted or removed. See there what a word is; flowtable_linux_test.go compares the numbers below with Go's.
+// inserted or removed. See there what a word is; TestFastPathEqualsWorker in forwarder compares what becomes of words with Go.
 
 #include <stdbool.h>
 #include <linux/bpf.h>

@@ -32,7 +32,8 @@
 #include "reply.h"
 #include "shed.h"
 
-// What one CPU counted, without what the fast path has sent: that is counted for slots. to_vips + replies = redirected + no_exit + no_daemon + no_socket + loops + denied + banned + shed, always.
+// What one CPU counted, without what the fast path has sent, which is counted for slots. Always to_vips + replies = redirected +
+// no_exit + no_daemon + no_socket + loops + denied + banned + shed.
 struct counters {
 	__u64 to_vips;    // packets whose destination is a VIP; those in a loop, of which it is the inner destination, included
 	__u64 replies;    // packets of NAT backends, and ICMP errors about packets to them
