@@ -37,6 +37,12 @@ type steerAdmitLine struct {
 	Word [16]uint32
 }
 
+type steerClock struct {
+	_     structs.HostLayout
+	Jiffy uint64
+	Now   uint64
+}
+
 type steerCountLine struct {
 	_    structs.HostLayout
 	Slot [4]steerSlotCount
@@ -200,6 +206,7 @@ const (
 	steerMapAclDestinations = "acl_destinations"
 	steerMapAdmits          = "admits"
 	steerMapBans            = "bans"
+	steerMapClocks          = "clocks"
 	steerMapExits           = "exits"
 	steerMapFastpath        = "fastpath"
 	steerMapFlows           = "flows"
@@ -288,6 +295,7 @@ type steerMapSpecs struct {
 	AclDestinations *ebpf.MapSpec `ebpf:"acl_destinations"`
 	Admits          *ebpf.MapSpec `ebpf:"admits"`
 	Bans            *ebpf.MapSpec `ebpf:"bans"`
+	Clocks          *ebpf.MapSpec `ebpf:"clocks"`
 	Exits           *ebpf.MapSpec `ebpf:"exits"`
 	Fastpath        *ebpf.MapSpec `ebpf:"fastpath"`
 	Flows           *ebpf.MapSpec `ebpf:"flows"`
@@ -352,6 +360,7 @@ type steerMaps struct {
 	AclDestinations *ebpf.Map `ebpf:"acl_destinations"`
 	Admits          *ebpf.Map `ebpf:"admits"`
 	Bans            *ebpf.Map `ebpf:"bans"`
+	Clocks          *ebpf.Map `ebpf:"clocks"`
 	Exits           *ebpf.Map `ebpf:"exits"`
 	Fastpath        *ebpf.Map `ebpf:"fastpath"`
 	Flows           *ebpf.Map `ebpf:"flows"`
@@ -378,6 +387,7 @@ func (m *steerMaps) Close() error {
 		m.AclDestinations,
 		m.Admits,
 		m.Bans,
+		m.Clocks,
 		m.Exits,
 		m.Fastpath,
 		m.Flows,

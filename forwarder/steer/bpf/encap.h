@@ -34,7 +34,8 @@ static __always_inline __u16 fold16(__u32 sum)
 
 static __always_inline void set_macs(void *frame, const struct target *t)
 {
-	__builtin_memcpy(frame, t->macs, sizeof(t->macs));
+	for (int i = 0; i < sizeof(t->macs) / sizeof(__u32); i++) // memcpy would go byte by byte
+		((__u32 *)frame)[i] = ((const __u32 *)t->macs)[i];
 }
 
 // flow_bits are those of the outer source, host order, that are the flow's.

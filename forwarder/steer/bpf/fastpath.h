@@ -27,32 +27,56 @@ const volatile struct flow_key flow_key;
 // XDP_TX to its other end, but tells that end only if it has a program too (veth_xdp_flush in drivers/net/veth.c).
 const volatile __u32 own_exit;
 
+// What this CPU asked for the time last. To ask is a call, and calls are what the fast path spends much of its time on; so it asks once a
+// jiffy.
+struct clock {
+	__u64 jiffy;
+	__u64 now; // ns
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct clock);
+} clocks SEC(".maps");
+
+// fast_now returns the time in ns, up to two jiffies late.
+static __always_inline __u64 fast_now(void)
+{
+	__u32 zero = 0;
+	__u64 jiffy = bpf_jiffies64();
+	struct clock *c = bpf_map_lookup_elem(&clocks, &zero);
+
+	if (!c) // cannot be
+		return bpf_ktime_get_coarse_ns();
+	if (c->jiffy != jiffy) {
+		c->now = bpf_ktime_get_coarse_ns();
+		c->jiffy = jiffy;
+	}
+	return c->now;
+}
+
 __u8 fast_on; // packets that arrive here go by the fast path; written by Go
 
-// A packet as the fast path sees it. It holds no pointers, since the verifier looks at the functions below by themselves, and knows
-// of none that come from elsewhere: with all in one it would have too much to look at.
+// A packet as the fast path sees it.
 struct fast_packet {
-	__u64 generation;
-	__u64 unsettled_until; // ns
-	__u64 disturbed;
-	__u64 now;  // ns, up to 10 ms late
+	struct fast_state *state;
+	__u64 generation; // of the snapshot that it goes by
+	__u64 now;        // ns, see fast_now
 	__u64 hash;
-	__u64 word; // of its flow, as it was found at; 0: there is none, or it is to be left as it is
-	struct word_place at;
+	__u64 word; // of its flow, as it was found; 0: there is none, or it is to be left as it is
+	__u64 *at;  // where that is
+	struct target *target;
 	struct address dst;
 	__u32 slot;
 	__u32 tick;
-	__u16 length; // of the IP packet, bytes; 0: it is not a plain one
+	__u16 length; // of the IP packet, bytes
 	__u16 port;   // destination, host order
 	__u8 proto;
-	__u8 flags;   // TCP: those below
-	__u8 class;   // DSCP and ECN
-	__u8 ipv6;
-	__u8 tagged;  // there is a tag before the IP header
-	__u8 orphan;  // no daemon runs
-	__u8 goes_on; // it is to forward without one
-	__u8 over;    // and none has for longer than it is to go on without
-	__u8 action;  // what becomes of packets that cannot be forwarded then
+	__u8 flags; // TCP: those below
+	__u8 class; // DSCP and ECN
+	bool orphan; // no daemon runs
 };
 
 enum tcp_flags { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_ACK = 16 };
@@ -96,6 +120,7 @@ static __always_inline bool within(void *l4, void *end, void *stop, __u8 proto, 
 		p->flags = ((__u8 *)tcp)[13] & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
 		return true;
 	}
+	p->flags = 0;
 	if (proto == IPPROTO_UDP)
 		return (void *)(udp + 1) <= end && bpf_ntohs(udp->len) >= sizeof(*udp) && l4 + bounded(udp->len) <= stop;
 	return false;
@@ -117,22 +142,22 @@ static __always_inline bool serves(const struct service *s, const struct address
 }
 
 // takes reports whether the word of a packet's flow says where it goes now.
-static __always_inline bool takes(const struct target *t, const struct service *s, const struct fast_packet *p)
+static __always_inline bool takes(const struct service *s, const struct fast_packet *p)
 {
 	__u32 age = word_age(p->word, p->tick);
 	enum admit_state admit = admit_of(p->slot);
 
-	if (word_state(p->word) == EMPTY || (age ? age : 1) > t->life[word_state(p->word) - PROBATION]) // empty ones are not found
+	if (word_state(p->word) == EMPTY || (age ? age : 1) > p->target->life[word_state(p->word) - PROBATION]) // empty ones are not found
 		return false;
 	if (p->flags & TCP_SYN && !(p->flags & TCP_ACK))
 		return admit == ADMIT_UP;
 	if (admit != ADMIT_UP && admit != ADMIT_DRAINING && !(admit == ADMIT_DOWN && s->flags & SERVICE_KEEPS))
 		return false;
 	return word_state(p->word) == ESTABLISHED || !(s->flags & SERVICE_TCP) || p->orphan ||
-	       !(s->flags & SERVICE_SETTLES || p->now < p->unsettled_until);
+	       !(s->flags & SERVICE_SETTLES || p->now < READ_ONCE(p->state->unsettled_until));
 }
 
-static __always_inline bool fast_ipv4(struct iphdr *ip, void *end, struct fast_packet *p)
+static __always_inline bool parse_ipv4(struct iphdr *ip, void *end, struct fast_packet *p)
 {
 	struct flow_key key = {flow_key.k0, flow_key.k1};
 	__be16 *ports = (__be16 *)(ip + 1);
@@ -143,6 +168,7 @@ static __always_inline bool fast_ipv4(struct iphdr *ip, void *end, struct fast_p
 
 	if (stop > end || !within(ports, end, stop, ip->protocol, p))
 		return false;
+	set_ipv4(&p->dst, ip->daddr);
 	p->length = bpf_ntohs(ip->tot_len);
 	p->port = bpf_ntohs(ports[1]);
 	p->proto = ip->protocol;
@@ -151,7 +177,7 @@ static __always_inline bool fast_ipv4(struct iphdr *ip, void *end, struct fast_p
 	return true;
 }
 
-static __always_inline bool fast_ipv6(struct ipv6hdr *ip6, void *end, struct fast_packet *p)
+static __always_inline bool parse_ipv6(struct ipv6hdr *ip6, void *end, struct fast_packet *p)
 {
 	struct flow_key key = {flow_key.k0, flow_key.k1};
 	__be16 *ports = (__be16 *)(ip6 + 1);
@@ -160,7 +186,7 @@ static __always_inline bool fast_ipv6(struct ipv6hdr *ip6, void *end, struct fas
 		return false;
 	void *stop = (void *)ports + bounded(ip6->payload_len);
 
-	if (stop > end || !within(ports, end, stop, ip6->nexthdr, p))
+	if (stop > end || !within(ports, end, stop, ip6->nexthdr, p) || !set_ipv6(&p->dst, &ip6->daddr))
 		return false;
 	p->length = bpf_ntohs(ip6->payload_len) + sizeof(*ip6); // of a frame, so it is far below 65,536
 	p->port = bpf_ntohs(ports[1]);
@@ -170,63 +196,30 @@ static __always_inline bool fast_ipv6(struct ipv6hdr *ip6, void *end, struct fas
 	return true;
 }
 
-static __always_inline long l3_offset(const struct fast_packet *p)
+// fast_parse reads a packet that begins at l3, and reports whether it is a plain one.
+static __always_inline bool fast_parse(void *l3, void *end, __u32 shape, struct fast_packet *p)
 {
-	return p->tagged ? sizeof(struct ethhdr) + sizeof(struct vlan_tag) : sizeof(struct ethhdr);
+	return shape & FRAME_IPV6 ? parse_ipv6(l3, end, p) : parse_ipv4(l3, end, p);
 }
 
-// fast_parse reads a packet, of which family and tag are known, and reports whether it is a plain one. Global functions are verified by
-// themselves.
-__noinline int fast_parse(struct xdp_md *ctx, struct fast_packet *p)
+// fast_find reports whether a plain packet goes by the fast path: it opens and ends nothing, and its flow has a word that says where it
+// goes, to a backend of a service that the fast path forwards for.
+static __always_inline bool fast_find(struct fast_packet *p)
 {
-	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data;
-
-	if (!p)
-		return 0;
-	l3 += l3_offset(p);
-	return p->ipv6 ? fast_ipv6(l3, end, p) : fast_ipv4(l3, end, p);
-}
-
-// fast_find reports whether a packet goes by the fast path: it is a plain one to a service that does, it opens and ends nothing, and its
-// flow has a word that says where it goes.
-__noinline int fast_find(struct fast_packet *p)
-{
-	if (!p || (p->flags & (TCP_FIN | TCP_SYN | TCP_RST) && !p->orphan))
-		return 0;
-	p->word = find_word(p->hash, &p->at);
-	if (!p->word)
-		return 0;
+	if (p->flags & (TCP_FIN | TCP_SYN | TCP_RST) && !p->orphan)
+		return false;
+	p->at = find_word(p->hash, &p->word);
+	if (!p->at)
+		return false;
 	p->tick = tick_at(p->now);
 	p->slot = word_slot(p->word);
-	struct target *t = target_of(p->generation, p->slot);
-
-	if (!t || t->exit == EXIT_NONE || p->length > t->max_len)
-		return 0;
-	struct service *s = service_of(p->generation, t->service);
+	p->target = target_of(p->generation, p->slot);
+	if (!p->target || p->target->exit == EXIT_NONE || p->length > p->target->max_len)
+		return false;
+	struct service *s = service_of(p->generation, p->target->service);
 
 	// Of a false hit, a flow of another service with the same fingerprint, the workers know what it is.
-	return s && serves(s, &p->dst, p->proto, p->port) && takes(t, s, p);
-}
-
-// orphan_find reports whether a packet without a word that says where it goes can go by the lookup table of its service, while no daemon
-// runs.
-__noinline int orphan_find(struct fast_packet *p)
-{
-	if (!p)
-		return 0;
-	struct destination to = {.bits = DESTINATION_BITS, .vip = p->dst, .proto = p->proto, .port = bpf_htons(p->port)};
-	__u32 *number = bpf_map_lookup_elem(&served, &to);
-	struct service *s = number ? service_of(p->generation, *number) : NULL;
-
-	if (!s || s->flags & SERVICE_BY_SOURCE || !serves(s, &p->dst, p->proto, p->port))
-		return 0;
-	struct orphan o = {.generation = p->generation, .number = *number, .length = p->length};
-
-	if (!by_table(&o, p->hash))
-		return 0;
-	p->word = 0;
-	p->slot = o.slot;
-	return 1;
+	return s && serves(s, &p->dst, p->proto, p->port) && takes(s, p);
 }
 
 // tells reports whether a packet tells that its source has proved its address: Worker.tellsSource.
@@ -234,7 +227,7 @@ static __always_inline bool tells(const struct fast_packet *p)
 {
 	__u32 offset = p->hash & 7;
 
-	return p->proto == IPPROTO_TCP && word_state(p->word) != CLOSING && !p->disturbed && !p->orphan &&
+	return p->proto == IPPROTO_TCP && word_state(p->word) != CLOSING && !READ_ONCE(p->state->disturbed) && !p->orphan &&
 	       (word_state(p->word) != ESTABLISHED || (word_tick(p->word) + offset) >> 3 != (p->tick + offset) >> 3);
 }
 
@@ -256,39 +249,70 @@ static __always_inline void prove_source(void *l3, void *end, bool ipv6)
 	prove(&src);
 }
 
-// fast_forward sends a packet that fast_find has found, and counts it for its slot. It returns what is to become of the frame; XDP_PASS
-// means that it could not be sent, and is as it was, XDP_DROP that there is no such exit.
-__noinline int fast_forward(struct xdp_md *ctx, struct fast_packet *p)
+// fast_forward sends a packet to its target, and counts it for its slot. It returns what is to become of the frame; XDP_PASS means that it
+// could not be sent, and is as it was, XDP_DROP that there is no such exit.
+static __always_inline int fast_forward(struct xdp_md *ctx, __u32 shape, const struct fast_packet *p)
 {
 	void *frame = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	long size = end - frame;
-
-	if (!p)
-		return XDP_PASS;
-	struct target *t = target_of(p->generation, p->slot);
-	long l3 = l3_offset(p);
+	long size = end - frame, l3 = l3_offset(shape);
+	bool ipv6 = shape & FRAME_IPV6;
 
 	barrier_var(size); // the compiler would turn the sum round, and subtract from a pointer
 	long padding = size - l3 - p->length;
-
-	if (!t)
-		return XDP_PASS;
 	bool syn = p->flags & TCP_SYN && !(p->flags & TCP_ACK); // only while no daemon runs
 	bool renews = p->word && !syn && (word_tick(p->word) != p->tick || p->flags & (TCP_FIN | TCP_RST));
 
 	if (renews && tells(p))
-		prove_source(frame + l3, end, p->ipv6);
+		prove_source(frame + l3, end, ipv6);
 	if (padding > 0 && bpf_xdp_adjust_tail(ctx, -padding))
 		return XDP_PASS;
-	if (!encapsulate(ctx, l3, t, p->length, p->class, p->ipv6, p->hash))
+	if (!encapsulate(ctx, l3, p->target, p->length, p->class, ipv6, p->hash))
 		return XDP_PASS;
 	if (renews)
-		refresh_word(&p->at, p->word, p->tick, p->flags & (TCP_FIN | TCP_RST));
-	int action = t->exit == own_exit ? XDP_TX : bpf_redirect_map(&exits, t->exit, XDP_DROP);
+		refresh_word(p->at, p->word, p->tick, p->flags & (TCP_FIN | TCP_RST));
+	int action = p->target->exit == own_exit ? XDP_TX : bpf_redirect_map(&exits, p->target->exit, XDP_DROP);
 
 	if (action != XDP_DROP)
 		count_slot(p->slot, p->length);
 	return action;
+}
+
+// find_by_table finds the target of a packet without a word that says where it goes, by the lookup table of its service, and reports whether
+// there is one.
+static __always_inline bool find_by_table(struct fast_packet *p)
+{
+	struct destination to = {.bits = DESTINATION_BITS, .vip = p->dst, .proto = p->proto, .port = bpf_htons(p->port)};
+	__u32 *number = bpf_map_lookup_elem(&served, &to);
+	struct service *s = number ? service_of(p->generation, *number) : NULL;
+
+	if (!s || s->flags & SERVICE_BY_SOURCE || !serves(s, &p->dst, p->proto, p->port))
+		return false;
+	struct orphan o = {.generation = p->generation, .number = *number, .length = p->length};
+
+	if (!by_table(&o, p->hash))
+		return false;
+	p->word = 0;
+	p->slot = o.slot;
+	p->target = target_of(p->generation, p->slot);
+	return p->target;
+}
+
+// forward_orphan forwards a packet while no daemon runs. It returns what fast_forward does, and XDP_PASS too if the packet is not one that can
+// be forwarded without, or none has run for too long. A global function is verified by itself.
+__noinline int forward_orphan(struct xdp_md *ctx, __u32 shape)
+{
+	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data + l3_offset(shape);
+	struct fast_state *state = fast_state();
+
+	if (!state) // cannot be
+		return XDP_PASS;
+	struct fast_packet p = {.state = state, .generation = READ_ONCE(state->generation), .now = fast_now(), .orphan = true};
+	__u64 alive_until = READ_ONCE(state->alive_until);
+
+	if (!p.generation || (p.now >= alive_until && p.now - alive_until >= READ_ONCE(state->orphan_time)) ||
+	    !fast_parse(l3, end, shape, &p) || !(fast_find(&p) || find_by_table(&p)))
+		return XDP_PASS;
+	return fast_forward(ctx, shape, &p);
 }
 
 #endif

@@ -9,6 +9,8 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "header.h"
+
 enum {
 	WORD_SLOT_SHIFT = 14,
 	WORD_TICK_SHIFT = 2,
@@ -65,57 +67,60 @@ static __always_inline __u32 word_age(__u64 word, __u32 tick)
 	return age > WORD_TICK_MASK - WORD_CLOCK_SKEW ? 0 : age;
 }
 
-// A place in the table.
-struct word_place {
-	__u32 line;
-	__u32 index;
-};
-
-// word_at returns where a word is.
-static __always_inline __u64 *word_at(const struct word_place *at)
+// word_at returns the word with this number in the table: those of the first line come first.
+static __always_inline __u64 *word_at(__u64 number)
 {
-	__u32 key = at->line;
+	__u32 key = number / LINE_WORDS;
 	struct flow_line *line = bpf_map_lookup_elem(&flows, &key);
 
-	return line ? &line->word[at->index % LINE_WORDS] : NULL;
+	return line ? &line->word[number % LINE_WORDS] : NULL;
 }
 
-// find_word is conntrack.Table.Lookup: it returns the word of the flow with this hash, and where it is; 0 if there is none.
-static __always_inline __u64 find_word(__u64 hash, struct word_place *at)
+// search_words is the long way to a word, of which most need none: it returns the number of the word of the flow with this hash, or -1 if
+// there is none. A global function is verified by itself.
+__noinline __u64 search_words(__u64 hash)
 {
 	__u64 fp = hash >> 32;
+	__u32 key = hash & flow_mask;
 
-	at->line = hash & flow_mask;
 	for (int i = 0; i < 2; i++) {
-		__u32 key = at->line;
 		struct flow_line *line = bpf_map_lookup_elem(&flows, &key);
-		__u64 word;
 
 		if (!line) // cannot be
-			return 0;
-		// Most words are where their fingerprint prefers to be.
-		at->index = fp % LINE_WORDS;
-		word = *(volatile __u64 *)&line->word[at->index];
-		if (word >> 32 == fp && word)
-			return word;
-		for (int k = 0; k < LINE_WORDS; k++) {
-			word = *(volatile __u64 *)&line->word[k];
-			if (word >> 32 == fp && word) {
-				at->index = k;
-				return word;
-			}
+			return -1;
+		for (int k = 0; k <= LINE_WORDS; k++) {
+			__u32 index = k ? k - 1 : fp % LINE_WORDS;
+			__u64 word = READ_ONCE(line->word[index]);
+
+			if (word >> 32 == fp && word)
+				return (__u64)key * LINE_WORDS + index;
 		}
-		at->line ^= (fp * 0x9e3779b97f4a7c15ULL >> 32 | 1) & flow_mask;
+		key ^= (fp * 0x9e3779b97f4a7c15ULL >> 32 | 1) & flow_mask;
 	}
-	return 0;
+	return -1;
+}
+
+// find_word is conntrack.Table.Lookup: it finds the word of the flow with this hash, and returns where it is; NULL if there is none.
+static __always_inline __u64 *find_word(__u64 hash, __u64 *word)
+{
+	__u64 fp = hash >> 32;
+	// Most words are where their fingerprint prefers to be.
+	__u64 *at = word_at((hash & flow_mask) * LINE_WORDS + fp % LINE_WORDS);
+
+	*word = at ? READ_ONCE(*at) : 0;
+	if (*word && *word >> 32 == fp)
+		return at;
+	at = word_at(search_words(hash));
+	*word = at ? READ_ONCE(*at) : 0;
+	return *word && *word >> 32 == fp ? at : NULL;
 }
 
 // refresh_word is conntrack.Table.Refresh. If the word is another one by now somebody else has refreshed it, or the flow's word is gone:
 // there is nothing to be done in either case.
-static __always_inline void refresh_word(const struct word_place *at, __u64 word, __u32 tick, bool closing)
+static __always_inline void refresh_word(__u64 *at, __u64 word, __u32 tick, bool closing)
 {
 	enum word_state state = word_state(word);
-	__u64 next = word & ~((__u64)WORD_TICK_MASK << WORD_TICK_SHIFT | WORD_STATE_MASK), *w = word_at(at);
+	__u64 next = word & ~((__u64)WORD_TICK_MASK << WORD_TICK_SHIFT | WORD_STATE_MASK);
 	__u32 then = word_tick(word);
 
 	if (word_age(word, tick)) {
@@ -126,8 +131,8 @@ static __always_inline void refresh_word(const struct word_place *at, __u64 word
 	if (closing)
 		state = CLOSING;
 	next |= (__u64)then << WORD_TICK_SHIFT | state;
-	if (w && next != word)
-		__sync_val_compare_and_swap(w, word, next);
+	if (next != word)
+		__sync_val_compare_and_swap(at, word, next);
 }
 
 #endif

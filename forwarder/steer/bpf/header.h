@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <linux/types.h>
+#include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
@@ -44,10 +45,21 @@ static __always_inline __u64 bounded(__be16 length)
 	return n;
 }
 
+#define READ_ONCE(x) (*(const volatile typeof(x) *)&(x)) // of what others write meanwhile
+
 struct vlan_tag {
 	__be16 tci;
 	__be16 proto;
 };
+
+// What a frame is like, for functions that are verified by themselves: to these, pointers into it cannot be passed.
+enum frame_shape { FRAME_IPV6 = 1, FRAME_TAGGED = 2 };
+
+// l3_offset returns where a frame's IP header begins.
+static __always_inline long l3_offset(__u32 shape)
+{
+	return sizeof(struct ethhdr) + (shape & FRAME_TAGGED ? sizeof(struct vlan_tag) : 0);
+}
 
 enum part {
 	WHOLE, // no fragment

@@ -102,7 +102,7 @@ static __always_inline bool is_proved(__u64 hash)
 	if (!line) // cannot be
 		return false;
 	for (int i = 0; i < 8; i++) {
-		__u64 w = *(volatile __u64 *)&line->word[i];
+		__u64 w = READ_ONCE(line->word[i]);
 
 		if (w && w >> 32 == hash >> 32) {
 			__s32 age = now - (__u32)w;
@@ -125,7 +125,7 @@ static __always_inline void prove(const struct address *src)
 		return;
 	// The source's own word, else the first that is free, else the oldest.
 	for (int i = 0; i < 8; i++) {
-		__u64 w = *(volatile __u64 *)&line->word[i];
+		__u64 w = READ_ONCE(line->word[i]);
 		__s64 age = w ? (__s32)(now - (__u32)w) : 1LL << 62;
 
 		if (w && w >> 32 == hash >> 32)

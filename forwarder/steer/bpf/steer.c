@@ -137,50 +137,43 @@ static __always_inline bool is_own(const struct address *addr)
 enum kind { FOREIGN, TO_VIP, REPLY, LOOP, DENIED, BANNED, SHED };
 
 // admit finds out about a packet to a VIP whose source may be refused.
-__noinline int admit(struct xdp_md *ctx, struct fast_packet *p)
+__noinline int admit(struct xdp_md *ctx, __u32 shape, bool orphan)
 {
-	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data;
-	struct address src;
+	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data + l3_offset(shape);
+	bool ipv4 = !(shape & FRAME_IPV6);
+	struct address src, dst;
 
-	if (!p)
-		return TO_VIP;
-	bool ipv4 = !p->ipv6;
-
-	l3 += l3_offset(p);
 	if (ipv4) {
 		struct iphdr *ip = l3;
 
 		if ((void *)(ip + 1) > end) // cannot be
 			return TO_VIP;
 		set_ipv4(&src, ip->saddr);
+		set_ipv4(&dst, ip->daddr);
 	} else {
 		struct ipv6hdr *ip6 = l3;
 
 		// A v4-mapped source is no IPv4 one; the worker refuses it.
-		if ((void *)(ip6 + 1) > end || !set_ipv6(&src, &ip6->saddr))
+		if ((void *)(ip6 + 1) > end || !set_ipv6(&src, &ip6->saddr) || !set_ipv6(&dst, &ip6->daddr))
 			return TO_VIP;
 	}
 	if (watched.refusals & BY_BANS && is_banned(&src, ipv4, &watched.ban_masks))
 		return BANNED;
-	if (watched.refusals & BY_ACL && acl_refuses(l3, end, ipv4, &src, &p->dst, watched.refusals & BY_LISTS))
+	if (watched.refusals & BY_ACL && acl_refuses(l3, end, ipv4, &src, &dst, watched.refusals & BY_LISTS))
 		return DENIED;
-	if (watched.refusals & BY_SHED && !p->orphan && is_shed(l3, end, ipv4, &src, &p->dst))
+	if (watched.refusals & BY_SHED && !orphan && is_shed(l3, end, ipv4, &src, &dst))
 		return SHED;
 	return TO_VIP;
 }
 
 // classify finds out about a packet that is not to a VIP.
-__noinline int classify(struct xdp_md *ctx, struct fast_packet *p)
+__noinline int classify(struct xdp_md *ctx, __u32 shape)
 {
-	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data;
+	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data + l3_offset(shape);
+	bool ipv4 = !(shape & FRAME_IPV6);
 	struct header h;
 	struct address inner;
 
-	if (!p)
-		return FOREIGN;
-	bool ipv4 = !p->ipv6;
-
-	l3 += l3_offset(p);
 	if (!(ipv4 ? read_ipv4(l3, end, &h) : read_ipv6(l3, end, &h)))
 		return FOREIGN;
 	// TCP carries no tunnel: without NAT the node's own sessions need no more than this.
@@ -195,50 +188,46 @@ __noinline int classify(struct xdp_md *ctx, struct fast_packet *p)
 	return FOREIGN;
 }
 
+// refuse counts and drops a packet to a VIP.
+static __always_inline int refuse(struct counters *count, enum kind kind)
+{
+	count->to_vips++;
+	if (kind == LOOP)
+		count->loops++;
+	else if (kind == DENIED)
+		count->denied++;
+	else if (kind == BANNED)
+		count->banned++;
+	else
+		count->shed++;
+	return XDP_DROP;
+}
+
 SEC("xdp")
 int sluice_steer(struct xdp_md *ctx)
 {
-	void *data = (void *)(long)ctx->data;
-	void *end = (void *)(long)ctx->data_end;
-	struct ethhdr *eth = data;
-	void *l3 = eth + 1;
-	struct address dst;
-	enum kind kind = TO_VIP;
+	void *frame = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = frame;
+	struct vlan_tag *tag = (void *)(eth + 1);
+	__u32 shape = 0;
 
-	if (l3 > end)
+	if ((void *)tag > end)
 		return XDP_PASS;
-	__be16 proto = eth->h_proto;
-	bool tagged = proto == bpf_htons(ETH_P_8021Q);
+	__be16 proto = ((__be16 *)tag)[-1]; // in one piece: the structure is a packed one
 
-	if (tagged) {
-		struct vlan_tag *tag = l3;
-
-		l3 = tag + 1;
-		if (l3 > end || (tag->tci & bpf_htons(VLAN_ID)) != bpf_htons(vlan))
+	if (proto == bpf_htons(ETH_P_8021Q)) {
+		if ((void *)(tag + 1) > end || (tag->tci & bpf_htons(VLAN_ID)) != bpf_htons(vlan))
 			return XDP_PASS;
 		proto = tag->proto;
+		shape |= FRAME_TAGGED;
 	} else if (vlan) {
 		return XDP_PASS;
 	}
 
 	if (!own_frame(eth))
 		return XDP_PASS;
-	__u32 zero = 0;
-	struct fast_state *state = fast_on ? bpf_map_lookup_elem(&fastpath, &zero) : NULL;
-	struct fast_packet fast = {.tagged = tagged};
-
-	if (state) {
-		fast.generation = *(volatile __u64 *)&state->generation;
-		fast.unsettled_until = *(volatile __u64 *)&state->unsettled_until;
-		fast.disturbed = *(volatile __u64 *)&state->disturbed;
-		fast.now = bpf_ktime_get_coarse_ns();
-		__u64 until = *(volatile __u64 *)&state->alive_until;
-
-		fast.orphan = fast.now >= until;
-		fast.goes_on = *(volatile __u64 *)&state->orphan_time > 0;
-		fast.over = fast.orphan && fast.now - until >= *(volatile __u64 *)&state->orphan_time;
-		fast.action = *(volatile __u64 *)&state->orphan_action;
-	}
+	void *l3 = frame + l3_offset(shape);
+	struct address dst;
 
 	// A frame too short to hold a destination is nobody's, and the stack drops it.
 	if (proto == bpf_htons(ETH_P_IP)) {
@@ -252,57 +241,57 @@ int sluice_steer(struct xdp_md *ctx)
 
 		if ((void *)(ip6 + 1) > end || !set_ipv6(&dst, &ip6->daddr))
 			return XDP_PASS;
-		fast.ipv6 = 1;
+		shape |= FRAME_IPV6;
 	} else {
 		return XDP_PASS;
 	}
-	fast.dst = dst;
-	bool plain = fast.generation && fast_parse(ctx, &fast);
-	bool known = plain && fast_find(&fast);
 
-	if (!known && !bpf_map_lookup_elem(&vips, &dst)) {
-		if (!watched.replies && !watched.own)
-			return XDP_PASS;
-		kind = classify(ctx, &fast);
-		if (kind == FOREIGN)
-			return XDP_PASS;
-	} else if (watched.refusals) {
-		kind = admit(ctx, &fast);
-	}
-
+	struct fast_state *state = fast_on ? fast_state() : NULL;
+	bool orphan = false, to_vip = false;
+	enum kind kind = TO_VIP;
 	int action = XDP_PASS;
 
-	if (known && kind == TO_VIP && !fast.orphan) {
-		action = fast_forward(ctx, &fast);
-		if (action > XDP_PASS) // it is counted for its slot
-			return action;
+	// What is found out about the packet here is of no use further down, so that nothing of it needs to be kept.
+	if (state) {
+		struct fast_packet fast = {.state = state, .generation = READ_ONCE(state->generation), .now = fast_now()};
+
+		orphan = fast.now >= READ_ONCE(state->alive_until);
+		if (fast.generation && !orphan && fast_parse(l3, end, shape, &fast) && fast_find(&fast)) {
+			to_vip = true;
+			if (watched.refusals)
+				kind = admit(ctx, shape, false);
+			if (kind == TO_VIP)
+				action = fast_forward(ctx, shape, &fast);
+			if (action > XDP_PASS) // it is counted for its slot
+				return action;
+		}
 	}
-	struct counters *count = bpf_map_lookup_elem(&stats, &zero);
-	if (!count) // cannot be: the array has an element 0
-		return XDP_ABORTED;
-	if (action == XDP_DROP) {
-		count->to_vips++;
-		count->no_exit++;
-		return XDP_DROP;
-	}
-	if (kind > REPLY) {
-		count->to_vips++;
-		if (kind == LOOP)
-			count->loops++;
-		else if (kind == DENIED)
-			count->denied++;
-		else if (kind == BANNED)
-			count->banned++;
-		else
-			count->shed++;
-		return XDP_DROP;
+	if (!to_vip && !bpf_map_lookup_elem(&vips, &dst)) {
+		if (!watched.replies && !watched.own)
+			return XDP_PASS;
+		kind = classify(ctx, shape);
+		if (kind == FOREIGN)
+			return XDP_PASS;
+	} else if (!to_vip && watched.refusals) {
+		kind = admit(ctx, shape, orphan);
 	}
 
+	__u32 zero = 0;
+	struct counters *count = bpf_map_lookup_elem(&stats, &zero);
+
+	if (!count) // cannot be: the array has an element 0
+		return XDP_ABORTED;
+	if (kind > REPLY)
+		return refuse(count, kind);
 	if (kind == REPLY)
 		count->replies++;
 	else
 		count->to_vips++;
-	if (!fast.orphan) {
+	if (action == XDP_DROP) {
+		count->no_exit++;
+		return action;
+	}
+	if (!orphan) {
 		// The helper looks the socket up itself and returns the flags' action when there is none, so its answer is the
 		// truth about this frame: no socket can come or go between a check and the redirect.
 		action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_DROP);
@@ -310,25 +299,24 @@ int sluice_steer(struct xdp_md *ctx)
 			count->redirected++;
 			return action;
 		}
-		if (!fast.goes_on || ctx->rx_queue_index >= taken) {
+		// A daemon that has just died took its sockets with it.
+		if (!state || !READ_ONCE(state->orphan_time) || ctx->rx_queue_index >= taken) {
 			count->no_socket++;
 			return action;
 		}
-		fast.orphan = 1; // the daemon has just died, and its sockets with it
-		known = plain && fast_find(&fast);
 	}
-	if (kind == REPLY || fast.over || !(known || (plain && orphan_find(&fast)))) {
-		count->no_daemon++;
-		return fast.action;
-	}
-	action = fast_forward(ctx, &fast);
+	action = kind == REPLY ? XDP_PASS : forward_orphan(ctx, shape);
 	if (action > XDP_PASS) {
 		count->to_vips--; // it is counted for its slot
 		count->orphaned++;
 		return action;
 	}
-	count->no_exit++;
-	return XDP_DROP;
+	if (action == XDP_DROP) {
+		count->no_exit++;
+		return action;
+	}
+	count->no_daemon++;
+	return state && READ_ONCE(state->orphan_action) == XDP_DROP ? XDP_DROP : XDP_PASS;
 }
 
 // The kernel knows no "Apache" licence string; loaded into it, the program is used under its other licence.

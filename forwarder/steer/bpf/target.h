@@ -93,6 +93,13 @@ struct {
 	__type(value, struct fast_state);
 } fastpath SEC(".maps");
 
+static __always_inline struct fast_state *fast_state(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&fastpath, &zero);
+}
+
 // What a slot takes now: maglev.Admit, sixteen a line. The loader puts the engine's words in its place.
 struct admit_line {
 	__u32 word[16];
@@ -114,7 +121,7 @@ static __always_inline enum admit_state admit_of(__u32 slot)
 	__u32 at = slot / 16;
 	struct admit_line *line = bpf_map_lookup_elem(&admits, &at);
 
-	return line ? *(volatile __u32 *)&line->word[slot % 16] & 3 : ADMIT_DOWN;
+	return line ? READ_ONCE(line->word[slot % 16]) & 3 : ADMIT_DOWN;
 }
 
 // target_of and service_of return what a generation says of a slot and of a service; NULL if there is no room for it.
