@@ -89,12 +89,13 @@ sim: build ## what flows survive, with a million of them, beside other schemes; 
 	./bin/sluice sim
 
 .PHONY: test-long
-test-long: sim ## the long forms: simulator, a hundred million operations on the flow table, as many sources on the limits, ten million packets through worker and XDP program, the functional tests with the fast path, ten minutes a fuzz target
+test-long: sim ## the long forms: simulator, a hundred million operations on the flow table, as many sources on the limits, ten million packets through worker and XDP program, the functional tests, floods and failing backends with the fast path, ten minutes a fuzz target
 	SLUICE_STRESS_OPS=100000000 $(GO) test -count 1 -timeout 0 -v -run 'TestConcurrent|TestLinearizable' ./conntrack
 	SLUICE_STRESS_OPS=20000000 $(GO) test -race -count 1 -timeout 0 -v -run 'TestConcurrent|TestLinearizable' ./conntrack
 	SLUICE_STRESS_OPS=100000000 $(GO) test -count 1 -timeout 0 -v -run 'TestGuardAlloc' ./forwarder/guard
 	SLUICE_DIFFERENTIAL=10000000 $(GO) test -count 1 -timeout 0 -v -run 'TestFastPathEqualsWorker' ./forwarder
 	SLUICE_TEST_FAST_PATH=on $(GO) test -count 1 -parallel 2 -timeout 30m ./cmd/sluice
+	SLUICE_TEST_FAST_PATH=on $(MAKE) test-floods test-health
 	$(MAKE) fuzz FUZZTIME=10m
 
 .PHONY: test-floods

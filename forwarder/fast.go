@@ -118,7 +118,9 @@ func FastProblem(s *ServiceSpec, l *Limits, tunnel *Tunnel) string {
 
 // fast is what the fast path knows of a service.
 func (s *ServiceSpec) fast() steer.FastService {
-	f := steer.FastService{VIP: s.VIP.Unmap(), Proto: s.Protocol, Keeps: s.OnDown == OnDownKeep, Settles: s.Defence != DefenceOff, BySource: s.Scheduler == maglev.Source}
+	f := steer.FastService{
+		VIP: s.VIP.Unmap(), Proto: s.Protocol, Keeps: s.OnDown == OnDownKeep, Settles: s.Defence != DefenceOff, SourceBits: uint8(s.sourceBits()),
+	}
 	for _, r := range s.Ports {
 		f.Ports = append(f.Ports, steer.PortRange(r))
 	}

@@ -202,6 +202,11 @@ func fastServices() []ServiceSpec {
 		{Name: "limited", VIP: other4, Protocol: protoTCP, Ports: []PortRange{{83, 83}}, Mode: IPIP, Backends: backends(false),
 			Total: Rates{Packets: 1000, Burst: time.Second}},
 		{Name: "nat", VIP: other4, Protocol: protoTCP, Ports: []PortRange{{84, 84}}, Mode: NAT, Backends: backends(false)},
+		{Name: "source", VIP: other4, Protocol: protoTCP, Ports: []PortRange{{85, 85}}, Mode: IPIP, Scheduler: maglev.Source, Backends: backends(false)},
+		{Name: "source30", VIP: other4, Protocol: protoTCP, Ports: []PortRange{{86, 86}}, Mode: IPIP, Scheduler: maglev.Source, SourcePrefix: 30,
+			Backends: backends(false)},
+		{Name: "source125", VIP: other6, Protocol: protoUDP, Ports: []PortRange{{53, 53}}, Mode: IPIP, Scheduler: maglev.Source, SourcePrefix: 125,
+			Backends: backends(true)},
 	}
 }
 
@@ -455,6 +460,11 @@ func (r *fastRig) shown(frame []byte) (verdict uint32, to netip.Addr) {
 func (r *fastRig) byTable(s *serviceState, frame []byte) netip.Addr {
 	var m packet.Meta
 	packet.Parse(frame, &r.engine.keys.Flow, &m)
+	if s.spec.Scheduler == maglev.Source {
+		mask, src := s.spec.sourceMask(), packet.Source(frame, &m)
+		src.Hi, src.Lo = src.Hi&mask.Hi, src.Lo&mask.Lo
+		m.Hash = packet.FlowHash(&r.engine.keys.Flow, src, m.Dst, 0, 0, m.Proto)
+	}
 	pool, key := s.live.Pool, r.engine.keys.Mix
 	entries, slots := pool.Table().Entries(), pool.Slots()
 	up := func(slot uint32) bool { return maglev.Admit(r.engine.live.Admit[slot].Load()).State() == maglev.Up }

@@ -266,7 +266,8 @@ func (n *Node) setFast(nc *nic) {
 		return
 	}
 	if err := nc.program.SetFast(on); err != nil {
-		n.log.Error("fast path", "interface", nc.Name, "error", err)
+		n.log.Error("fast path: it stays as it was", "interface", nc.Name, "on", nc.fast, "error", err)
+		return // tried again with the next change
 	}
 	nc.fast, nc.fastWhy = on, why
 	if nc.Fast == FastOn && !on {

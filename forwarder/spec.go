@@ -302,15 +302,23 @@ func (v *ServiceSpec) weighted() []maglev.Backend {
 	return out
 }
 
+// sourceBits is how many leading bits of a client's address choose its backend; none unless the scheduler is Source.
+func (v *ServiceSpec) sourceBits() int {
+	switch {
+	case v.Scheduler != maglev.Source:
+		return 0
+	case v.SourcePrefix == 0:
+		return v.VIP.Unmap().BitLen()
+	}
+	return v.SourcePrefix
+}
+
 // sourceMask is the bits of a client's address that choose its backend; none unless the scheduler is Source. The address
 // of an IPv4 client is that of packet.FromNetip.
 func (v *ServiceSpec) sourceMask() (mask packet.Addr) {
-	if v.Scheduler != maglev.Source {
-		return mask
-	}
-	bits := v.SourcePrefix
+	bits := v.sourceBits()
 	if bits == 0 {
-		bits = v.VIP.Unmap().BitLen()
+		return mask
 	}
 	return addrMask(bits + 128 - v.VIP.Unmap().BitLen())
 }

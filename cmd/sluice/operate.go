@@ -30,7 +30,9 @@ func reloadCommand() *cobra.Command {
 	}
 	socket := socketFlag(c)
 	c.RunE = func(c *cobra.Command, _ []string) error {
-		r, err := control.NewClient(*socket).Reload(c.Context())
+		client := control.NewClient(*socket)
+		defer client.Close()
+		r, err := client.Reload(c.Context())
 		if err != nil {
 			return err
 		}

@@ -269,13 +269,17 @@ func (n *rigNode) ready() error {
 func (n *rigNode) status() (control.Status, error) {
 	ctx, cancel := timeout()
 	defer cancel()
-	return control.NewClient(n.socket).Status(ctx)
+	client := control.NewClient(n.socket)
+	defer client.Close()
+	return client.Status(ctx)
 }
 
 func (n *rigNode) reload() (control.ReloadResult, error) {
 	ctx, cancel := timeout()
 	defer cancel()
-	return control.NewClient(n.socket).Reload(ctx)
+	client := control.NewClient(n.socket)
+	defer client.Close()
+	return client.Reload(ctx)
 }
 
 // checkBooks says what does not add up in a node's counters, which must be at rest.

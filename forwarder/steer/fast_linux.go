@@ -62,16 +62,15 @@ type FastService struct {
 	Ports   []PortRange
 	Keeps   bool // a backend that is down keeps its flows
 	Settles bool // the workers look at every packet of a flow whose word is not established
-	// BySource says that the client's address chooses the backend, and not the flow's hash: new flows go nowhere while no daemon runs.
-	BySource bool
+	// SourceBits is how many leading bits of the client's address choose the backend of a new flow; 0: the flow's hash does.
+	SourceBits uint8
 }
 
 // Flags of services; as in bpf/target.h.
 const (
-	serviceTCP      = 1
-	serviceKeeps    = 2
-	serviceSettles  = 4
-	serviceBySource = 8
+	serviceTCP     = 1
+	serviceKeeps   = 2
+	serviceSettles = 4
 )
 
 // countSlots is how many slots' counts are on a line.
@@ -330,7 +329,7 @@ func (t *Target) encode() steerTarget {
 }
 
 func (s *FastService) encode() steerService {
-	out := steerService{Proto: s.Proto}
+	out := steerService{Proto: s.Proto, SourceBits: s.SourceBits}
 	if len(s.Ports) > MaxFastRanges || len(s.Ports) == 0 {
 		return out
 	}
@@ -344,9 +343,6 @@ func (s *FastService) encode() steerService {
 	}
 	if s.Keeps {
 		out.Flags |= serviceKeeps
-	}
-	if s.BySource {
-		out.Flags |= serviceBySource
 	}
 	if s.Settles {
 		out.Flags |= serviceSettles

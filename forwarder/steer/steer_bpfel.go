@@ -140,13 +140,14 @@ type steerReplySource struct {
 }
 
 type steerService struct {
-	_      structs.HostLayout
-	Vip    steerAddress
-	Proto  uint8
-	Ranges uint8
-	Flags  uint8
-	Zero   [5]uint8
-	Ports  [10]steerPortRange
+	_          structs.HostLayout
+	Vip        steerAddress
+	Proto      uint8
+	Ranges     uint8
+	Flags      uint8
+	SourceBits uint8
+	Zero       [4]uint8
+	Ports      [10]steerPortRange
 }
 
 type steerShedCount struct {

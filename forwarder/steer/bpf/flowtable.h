@@ -100,17 +100,21 @@ __noinline __u64 search_words(__u64 hash)
 	return -1;
 }
 
-// find_word is conntrack.Table.Lookup: it finds the word of the flow with this hash, and returns where it is; NULL if there is none.
-static __always_inline __u64 *find_word(__u64 hash, __u64 *word)
+// find_word is conntrack.Table.Lookup: it finds the word of the flow with this hash, and returns where it is, with its number too; NULL if
+// there is none.
+static __always_inline __u64 *find_word(__u64 hash, __u64 *number, __u64 *word)
 {
 	__u64 fp = hash >> 32;
+
 	// Most words are where their fingerprint prefers to be.
-	__u64 *at = word_at((hash & flow_mask) * LINE_WORDS + fp % LINE_WORDS);
+	*number = (hash & flow_mask) * LINE_WORDS + fp % LINE_WORDS;
+	__u64 *at = word_at(*number);
 
 	*word = at ? READ_ONCE(*at) : 0;
 	if (*word && *word >> 32 == fp)
 		return at;
-	at = word_at(search_words(hash));
+	*number = search_words(hash);
+	at = word_at(*number);
 	*word = at ? READ_ONCE(*at) : 0;
 	return *word && *word >> 32 == fp ? at : NULL;
 }

@@ -11,7 +11,9 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "fastpath.h"
 #include "header.h"
+#include "plain.h"
 #include "target.h"
 #include "transport.h"
 
@@ -68,13 +70,16 @@ static __always_inline __u64 mix(__u64 hash, __u64 i)
 	return x ^ x >> 31;
 }
 
-// A packet that goes by the lookup table of its service.
+// A packet while no daemon runs. It holds no pointers, since functions that are verified by themselves know of none that come from
+// elsewhere; there are several of these, for otherwise there would not be stack enough.
 struct orphan {
-	__u64 generation;
-	__u32 number; // of the service
-	__u32 slot;   // the one that is found
+	struct plain is;
+	__u64 generation; // of the snapshot that it goes by
+	__u64 word;       // of its flow; 0: the lookup table says where it goes
+	__u64 place;      // of the word
+	__u32 slot;       // where it goes
+	__u32 number;     // of the service
 	__u32 entries, slots;
-	__u16 length; // of the IP packet, bytes
 };
 
 static __always_inline struct table_line *table_line(__u32 number, __u32 at)
@@ -96,39 +101,111 @@ __noinline int try_backend(struct orphan *o, __u32 index)
 	o->slot = l->slot[index % TABLE_SLOTS];
 	struct target *t = target_of(o->generation, o->slot);
 
-	return t && t->service == o->number && t->exit != EXIT_NONE && o->length <= t->max_len && admit_of(o->slot) == ADMIT_UP;
+	return t && t->service == o->number && t->exit != EXIT_NONE && o->is.length <= t->max_len && admit_of(o->slot) == ADMIT_UP;
 }
 
 // try_entry is try_backend for the backend of an entry.
-__noinline int try_entry(struct orphan *o, __u32 entry)
+static __always_inline bool try_entry(struct orphan *o, __u32 entry)
 {
-	if (!o)
-		return 0;
 	struct table_line *l = table_line(o->number, 1 + entry / TABLE_ENTRIES);
 
 	return l && try_backend(o, l->entry[entry % TABLE_ENTRIES]);
 }
 
 // by_table finds the slot for a packet by its flow's hash, and reports whether there is one.
-static __always_inline bool by_table(struct orphan *o, __u64 hash)
+static __always_inline int by_table(struct orphan *o, __u64 hash)
 {
 	struct table_line *first = table_line(o->number, 0);
 
 	if (!first || !first->size[0] || !first->size[1])
-		return false;
+		return 0;
 	o->entries = first->size[0];
 	o->slots = first->size[1];
 	for (int i = 0; i < CANDIDATES; i++) {
 		if (try_entry(o, (mix(hash, i) >> 32) * o->entries >> 32))
-			return true;
+			return 1;
 	}
 	__u32 start = (mix(hash, CANDIDATES) >> 32) * o->slots >> 32;
 
 	for (__u32 i = 0; i < MOST_BACKENDS && i < o->slots; i++) {
 		if (try_backend(o, start + i < o->slots ? start + i : start + i - o->slots))
-			return true;
+			return 1;
 	}
-	return false;
+	return 0;
+}
+
+// client_hash is Worker.sourceHash: a flow hash without ports, of that many leading bits of the source.
+__noinline __u64 client_hash(struct xdp_md *ctx, __u32 shape, __u8 bits, __u8 proto)
+{
+	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data + l3_offset(shape);
+	struct flow_key key = {flow_key.k0, flow_key.k1};
+	__be32 masks[4], src[4];
+
+	for (int i = 0; i < 4; i++)
+		masks[i] = bits <= 32 * i ? 0 : bits >= 32 * i + 32 ? ~0U : bpf_htonl(~0U << ((32 * i + 32 - bits) & 31));
+	if (shape & FRAME_IPV6) {
+		struct ipv6hdr *ip6 = l3;
+
+		if ((void *)(ip6 + 1) > end) // cannot be
+			return 0;
+		for (int i = 0; i < 4; i++)
+			src[i] = ip6->saddr.in6_u.u6_addr32[i] & masks[i];
+		return flow_hash_v6(&key, src, ip6->daddr.in6_u.u6_addr32, 0, 0, proto);
+	}
+	struct iphdr *ip = l3;
+
+	if ((void *)(ip + 1) > end) // cannot be
+		return 0;
+	return flow_hash_v4(&key, ip->saddr & masks[0], ip->daddr, 0, 0, proto);
+}
+
+// choose_orphan finds where a packet goes while no daemon runs, and reports whether there is such a place: its flow's word says so, or the
+// lookup table of its service does.
+__noinline int choose_orphan(struct xdp_md *ctx, __u32 shape, struct orphan *o)
+{
+	struct fast_state *state = fast_state();
+
+	if (!o || !state)
+		return 0;
+	struct fast_packet p = {.is = &o->is, .state = state, .generation = o->generation, .now = fast_now(), .orphan = true};
+
+	if (fast_find(&p)) {
+		o->slot = p.slot;
+		o->word = p.word;
+		o->place = p.place;
+		return 1;
+	}
+	struct destination to = {.bits = DESTINATION_BITS, .vip = o->is.dst, .proto = o->is.proto, .port = bpf_htons(o->is.port)};
+	__u32 *number = bpf_map_lookup_elem(&served, &to);
+	struct service *s = number ? service_of(o->generation, *number) : NULL;
+
+	if (!s || !serves(s, &o->is.dst, o->is.proto, o->is.port))
+		return 0;
+	o->number = *number;
+	return by_table(o, s->source_bits ? client_hash(ctx, shape, s->source_bits, o->is.proto) : o->is.hash);
+}
+
+// forward_orphan forwards a packet while no daemon runs. It returns what fast_forward does, and XDP_PASS too if the packet is not one that can
+// be forwarded without, or none has run for too long.
+__noinline int forward_orphan(struct xdp_md *ctx, __u32 shape)
+{
+	struct fast_state *state = fast_state();
+	struct orphan o = {};
+
+	if (!state) // cannot be
+		return XDP_PASS;
+	__u64 now = fast_now(), alive_until = READ_ONCE(state->alive_until);
+
+	o.generation = READ_ONCE(state->generation);
+	if (!o.generation || (now >= alive_until && now - alive_until >= READ_ONCE(state->orphan_time)) ||
+	    !parse_apart(ctx, shape, &o.is) || !choose_orphan(ctx, shape, &o))
+		return XDP_PASS;
+	struct fast_packet p = {
+		.is = &o.is, .state = state, .word = o.word, .at = word_at(o.place), .target = target_of(o.generation, o.slot),
+		.slot = o.slot, .tick = tick_at(now), .orphan = true,
+	};
+
+	return p.at && p.target ? fast_forward(ctx, shape, &p) : XDP_PASS;
 }
 
 #endif

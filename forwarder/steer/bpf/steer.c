@@ -29,6 +29,7 @@
 #include "fastpath.h"
 #include "header.h"
 #include "loop.h"
+#include "orphan.h"
 #include "reply.h"
 #include "shed.h"
 
@@ -253,10 +254,11 @@ int sluice_steer(struct xdp_md *ctx)
 
 	// What is found out about the packet here is of no use further down, so that nothing of it needs to be kept.
 	if (state) {
-		struct fast_packet fast = {.state = state, .generation = READ_ONCE(state->generation), .now = fast_now()};
+		struct plain is;
+		struct fast_packet fast = {.is = &is, .state = state, .generation = READ_ONCE(state->generation), .now = fast_now()};
 
 		orphan = fast.now >= READ_ONCE(state->alive_until);
-		if (fast.generation && !orphan && fast_parse(l3, end, shape, &fast) && fast_find(&fast)) {
+		if (fast.generation && !orphan && parse_plain(l3, end, shape, &is) && fast_find(&fast)) {
 			to_vip = true;
 			if (watched.refusals)
 				kind = admit(ctx, shape, false);

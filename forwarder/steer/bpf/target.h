@@ -39,7 +39,6 @@ enum { SERVICE_RANGES = 10 };
 enum service_flags {
 	SERVICE_TCP = 1,
 	SERVICE_KEEPS = 2,   // a backend that is down keeps its flows (on_down: keep)
-	SERVICE_BY_SOURCE = 8, // the client's address chooses the backend, and not the flow's hash
 	SERVICE_SETTLES = 4, // the workers look at every packet of a flow whose word is not established
 };
 
@@ -49,7 +48,8 @@ struct service {
 	__u8 proto;
 	__u8 ranges; // how many of ports; 0: none, and no packet is the service's
 	__u8 flags;
-	__u8 zero[5];
+	__u8 source_bits; // how many leading bits of the client's address choose the backend; 0: the flow's hash does
+	__u8 zero[4];
 	struct port_range ports[SERVICE_RANGES];
 };
 
