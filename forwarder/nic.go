@@ -5,6 +5,7 @@ package forwarder
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sluice-lb/sluice/forwarder/nexthop"
@@ -27,6 +28,7 @@ type nic struct {
 	fast    bool   // packets of known flows that arrive here are forwarded by the XDP program
 	fastWhy string // why they are not, in words
 	sends   bool   // the driver can send for XDP programs
+	dropsZC bool   // but not what was received in zero-copy mode, which it drops
 	closed  SocketStats
 }
 
@@ -38,6 +40,11 @@ type nicSocket struct {
 }
 
 func (nc *nic) up() bool { return nc.ifindex != 0 && nc.link.Up }
+
+// zeroCopy reports whether a queue is in zero-copy mode.
+func (nc *nic) zeroCopy() bool {
+	return slices.ContainsFunc(nc.sockets, func(s nicSocket) bool { return s.Mode() != xsk.Copy })
+}
 
 // countQueues returns how many queues of the interface are to be taken.
 func (nc *nic) countQueues() (int, error) {
@@ -103,7 +110,7 @@ func (n *Node) attach(nc *nic) (err error) {
 	if err := nc.program.SetTaken(queues); err != nil {
 		return err
 	}
-	nc.problem, nc.fast, nc.fastWhy = "", false, ""
+	nc.problem, nc.fast, nc.fastWhy, nc.dropsZC = "", false, "", steer.DropsZeroCopy(nc.Name)
 	if err := n.steer.SetExit(nc.index, ifindex); err != nil {
 		return err
 	}

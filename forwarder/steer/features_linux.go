@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -55,4 +56,19 @@ func CanSend(ifindex int) (bool, error) {
 		}
 	}
 	return false, fmt.Errorf("ask what interface %d can do for XDP: the kernel's answer does not say", ifindex)
+}
+
+// DropsZeroCopy reports whether an interface's driver drops what XDP programs send of frames that were received in zero-copy mode, on this
+// interface or another one: false if it cannot be told.
+//
+// The kernel sends a copy of such a frame, which lies at the very beginning of its memory (xdp_convert_zc_to_xdp_frame in net/core/xdp.c);
+// virtio_net needs room for its own header there (__virtnet_xdp_xmit_one in drivers/net/virtio_net.c, as of Linux 6.18).
+func DropsZeroCopy(name string) bool {
+	e, err := ethtool.NewEthtool()
+	if err != nil {
+		return false
+	}
+	defer e.Close()
+	driver, err := e.DriverName(name)
+	return err == nil && driver == "virtio_net"
 }

@@ -46,6 +46,13 @@ func virtio(kernel guest.Package, cpus, queues int) guest.Machine {
 	}
 }
 
+// igb is a machine with emulated Intel 82576 cards.
+func igb(cpus int) guest.Machine {
+	m := virtio(kernel618Full, cpus, 1)
+	m.QEMU, m.Device, m.Modules = qemu10, "igb", []string{"igb"}
+	return m
+}
+
 // As many queue pairs as processors; two workers, each with a queue of both cards.
 func TestVirtio(t *testing.T) {
 	if !guest.Inside() {
@@ -59,9 +66,12 @@ func TestVirtio(t *testing.T) {
 	r.wantAllQueuesUsed()
 
 	r.stop()
+	r.fastPath = "on"
 	r.start("zerocopy")
 	r.wantMode("zerocopy")
 	r.exchange(2)
+	r.exchange(2)
+	r.wantFastPath("virtio_net")
 
 	for i, name := range []string{"eth0", "eth2"} {
 		r.flap(name)
@@ -85,9 +95,7 @@ func TestVirtioMoreQueuesThanProcessors(t *testing.T) {
 // The emulated Intel 82576 with the real driver, which spreads TCP flows on two queues by RSS.
 func TestIGB(t *testing.T) {
 	if !guest.Inside() {
-		m := virtio(kernel618Full, 2, 1)
-		m.QEMU, m.Device, m.Modules = qemu10, "igb", []string{"igb"}
-		guest.Boot(t, m)
+		guest.Boot(t, igb(2))
 		return
 	}
 	r := newRig(t, 2)
@@ -95,9 +103,13 @@ func TestIGB(t *testing.T) {
 	r.wantMode("zerocopy")
 	r.exchange(1)
 	r.wantAllQueuesUsed()
+	r.wantFastPath("zero-copy")
 	r.stop()
+	r.fastPath = "on"
 	r.start("zerocopy")
 	r.exchange(2)
+	r.exchange(2) // flows that have a word by now
+	r.wantFastPath("")
 	r.flap("eth0")
 	r.wantMode("zerocopy")
 	r.exchange(3)
@@ -115,5 +127,7 @@ func TestFallback(t *testing.T) {
 	r.start("auto")
 	r.wantMode("copy")
 	r.exchange(1)
+	r.exchange(1)
+	r.wantFastPath("")
 	r.finish()
 }

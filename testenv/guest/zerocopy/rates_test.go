@@ -40,19 +40,26 @@ const tableMark = "TABLE "
 // The emulator has one thread for a machine, and gets as much of the host as others leave. So what is measured is not how much comes
 // through but how many instructions a packet costs: the clock of the node's machine counts them, and a soaker takes what is left. A
 // second machine makes the packets, at a rate that loses none.
-func TestRates(t *testing.T) {
+func TestRates(t *testing.T) { rates(t, virtio(kernel618, 1, 1), "virtio", rateSystems, 0.25) }
+
+// TestRatesIGB is TestRates on a card from which the fast path can send in zero-copy mode too. It cannot be moderated so, and packets come
+// one by one.
+func TestRatesIGB(t *testing.T) { rates(t, igb(1), "igb", igbSystems, 0.1) }
+
+// rates measures systems. One that forwards less than this of what its reference does has something wrong with it or with the measurement.
+func rates(t *testing.T, m guest.Machine, card string, systems []rateSystem, least float64) {
 	switch {
 	case !guest.Inside():
-		bootRates(t)
+		bootRates(t, m, least)
 	case guest.Beside():
 		generate(t)
 	default:
 		r := newRateRig(t)
 		var costs [][]float64 // by round and system
 		for range *rounds {
-			costs = append(costs, r.round())
+			costs = append(costs, r.round(systems))
 		}
-		text, err := json.Marshal(rateTable(costs))
+		text, err := json.Marshal(rateTable(card, systems, costs))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,9 +67,8 @@ func TestRates(t *testing.T) {
 	}
 }
 
-// bootRates is TestRates on the host.
-func bootRates(t *testing.T) {
-	m := virtio(kernel618, 1, 1)
+// bootRates is rates on the host.
+func bootRates(t *testing.T, m guest.Machine, least float64) {
 	m.Modules = append(m.Modules, "ip_vs", "ip_vs_mh")
 	m.Counted, m.Flags, m.Limit = true, []string{fmt.Sprintf("rounds=%d", *rounds)}, time.Duration(*rounds+2)*time.Minute
 	m.Beside = generatorMachine()
@@ -79,10 +85,9 @@ func bootRates(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("\n%s", out.String())
-	// One that costs four times what the kernel's own balancer does, has something wrong with it or with the measurement.
 	for _, r := range table.Rows {
-		if ratio, ok := table.Ratio(&r); ok && ratio.Median < 0.25 {
-			t.Errorf("%s forwards %.2f times what %s does with as many instructions; expected more than a quarter", r.Key(), ratio.Median, r.Reference)
+		if ratio, ok := table.Ratio(&r); ok && ratio.Median < least {
+			t.Errorf("%s forwards %.2f times what %s does with as many instructions; expected %.2f at least", r.Key(), ratio.Median, r.Reference, least)
 		}
 	}
 }
@@ -172,17 +177,34 @@ type rateSystem struct {
 
 var rateSystems = []rateSystem{
 	{"reflector", "", (*rateRig).startReflector},
-	{"sluice-l2", "ipvs-l2", func(r *rateRig) (func() error, error) { return r.startDaemon("l2", "off") }},
+	{"sluice-l2", "ipvs-l2", func(r *rateRig) (func() error, error) { return r.startDaemon("l2", "zerocopy", "off") }},
 	{"ipvs-l2", "", func(r *rateRig) (func() error, error) { return r.startIPVS(ipvs.ConnectionFlagDirectRoute) }},
-	{"sluice-ipip", "ipvs-ipip", func(r *rateRig) (func() error, error) { return r.startDaemon("ipip", "off") }},
-	{"sluice-ipip-fastpath", "sluice-ipip", func(r *rateRig) (func() error, error) { return r.startDaemon("ipip", "on") }},
-	{"ipvs-ipip", "", func(r *rateRig) (func() error, error) { return r.startIPVS(ipvs.ConnectionFlagTunnel) }},
+	sluiceIPIP,
+	copyIPIP,
+	fastIPIP,
+	ipvsIPIP,
 }
 
-// round gives each system its turn and returns the instructions that a packet costs it.
-func (r *rateRig) round() (costs []float64) {
+// igbSystems are those that show what the fast path is good for in zero-copy mode.
+var igbSystems = []rateSystem{
+	sluiceIPIP,
+	{"sluice-ipip-fastpath", "sluice-ipip", func(r *rateRig) (func() error, error) { return r.startDaemon("ipip", "zerocopy", "on") }},
+	copyIPIP,
+	fastIPIP,
+	ipvsIPIP,
+}
+
+var (
+	sluiceIPIP = rateSystem{"sluice-ipip", "ipvs-ipip", func(r *rateRig) (func() error, error) { return r.startDaemon("ipip", "zerocopy", "off") }}
+	copyIPIP   = rateSystem{"sluice-ipip-copy", "sluice-ipip", func(r *rateRig) (func() error, error) { return r.startDaemon("ipip", "copy", "off") }}
+	fastIPIP   = rateSystem{"sluice-ipip-copy-fastpath", "sluice-ipip", func(r *rateRig) (func() error, error) { return r.startDaemon("ipip", "copy", "on") }}
+	ipvsIPIP   = rateSystem{"ipvs-ipip", "", func(r *rateRig) (func() error, error) { return r.startIPVS(ipvs.ConnectionFlagTunnel) }}
+)
+
+// round gives each system its turn and returns the instructions that a packet costs it, 0 if it cannot be told.
+func (r *rateRig) round(systems []rateSystem) (costs []float64) {
 	r.t.Helper()
-	for _, s := range rateSystems {
+	for _, s := range systems {
 		stop, err := s.start(r)
 		if err != nil {
 			r.t.Fatalf("start %s: %v", s.name, err)
@@ -191,7 +213,11 @@ func (r *rateRig) round() (costs []float64) {
 		if err := stop(); err != nil {
 			r.t.Fatalf("stop %s: %v", s.name, err)
 		}
-		r.t.Logf("%s: %.0f instructions a packet", s.name, cost)
+		if cost == 0 {
+			r.t.Logf("%s lost too many packets in all three tries", s.name)
+		} else {
+			r.t.Logf("%s: %.0f instructions a packet", s.name, cost)
+		}
 		costs = append(costs, cost)
 	}
 	return costs
@@ -200,7 +226,8 @@ func (r *rateRig) round() (costs []float64) {
 var sentPackets = regexp.MustCompile(`sent (\d+) packets`)
 
 // measure has the generator send, and returns the instructions that a packet costs. A packet that is lost costs little, so a measurement
-// with more than a few of those does not count: a host with other work makes them, in the machines' cables.
+// with more than a few of those does not count: a host with other work makes them, in the machines' cables. After three of these it
+// returns 0.
 func (r *rateRig) measure(system string) float64 {
 	r.t.Helper()
 	for range 3 {
@@ -209,14 +236,11 @@ func (r *rateRig) measure(system string) float64 {
 		case err != nil: // a card that has just been given another program may still be setting its queues up
 			r.t.Logf("%s: %v: once more", system, err)
 			continue
-		case back > sent:
-			r.t.Fatalf("%s: %d packets sent, but %d came back", system, sent, back)
-		case back >= sent-sent/20:
+		case back <= sent && back >= sent-sent/20: // more than were sent: of the try before
 			return cost
 		}
 		r.t.Logf("%s: of %d packets %d came back: once more", system, sent, back)
 	}
-	r.t.Fatalf("%s lost too many packets in all three tries", system)
 	return 0
 }
 
@@ -239,7 +263,7 @@ func (r *rateRig) measureOnce() (cost float64, sent, back uint64, err error) {
 	if err != nil {
 		return 0, 0, 0, err
 	}
-	time.Sleep(300 * time.Millisecond) // what is on its way
+	time.Sleep(time.Second) // what is on its way
 	r.call("Generator.Count", struct{}{}, &after)
 
 	number := sentPackets.FindStringSubmatch(output)
@@ -265,31 +289,40 @@ func (r *rateRig) call(method string, args, reply any) {
 }
 
 // rateTable makes the table of what was measured, by round and system.
-func rateTable(costs [][]float64) report.Table {
+func rateTable(card string, systems []rateSystem, costs [][]float64) report.Table {
 	t := report.Table{
-		Name: "guest",
-		Title: "Forwarding on a virtio card in zero-copy mode, in an emulated machine: 64-byte UDP packets of 1,024 flows, made by the " +
-			"kernel's pktgen",
+		Name: "guest-" + card,
+		Title: fmt.Sprintf("Forwarding on a card of the kind %s, in an emulated machine: 64-byte UDP packets of 1,024 flows, made by the "+
+			"kernel's pktgen", card),
 		Rule: "Each system has the one processor of a machine, with the card's interrupts, which are moderated to 10 ms; another machine " +
 			"makes the packets and takes them back.",
-		Metric: "packets with as many instructions", Unit: "times the reflector's", Higher: true,
+		Metric: "packets with as many instructions", Unit: "times the first one's", Higher: true,
 		Notes: []string{
 			"Under emulation a rate counts instructions, of kernel and program together: ratios hold as ratios of those. Caches, memory and " +
 				"the card itself cost nothing here, so that no rate of a real machine follows.",
 			"How many packets come at once depends on how much of the host's time each machine gets, and the fewer they are the more each " +
 				"costs a program that polls and sleeps (reflector, sluice), but not IPVS, which runs within the interrupt: on a host with other " +
 				"work the ratios to IPVS vary by half.",
-			"sluice-ipip-fastpath: the daemon with fast_path: on, which auto leaves off in zero-copy mode.",
+			"sluice: in zero-copy mode and without the fast path, unless the name says otherwise.",
 			"reflector: github.com/asavie/xdp, which swaps MACs. ipvs: Linux IPVS with its scheduler mh; l2 is its direct routing, ipip its " +
 				"tunnelling.",
 		},
 	}
-	for i, s := range rateSystems {
+	for i, s := range systems {
 		row := report.Row{Labels: []report.Label{{Name: "system", Value: s.name}}, Reference: s.reference}
 		var own []float64
 		for _, round := range costs {
+			if round[i] == 0 || round[0] == 0 {
+				row.Missing = "lost too many packets"
+				break
+			}
 			own = append(own, round[i])
 			row.Rounds = append(row.Rounds, round[0]/round[i])
+		}
+		if row.Missing != "" {
+			row.Rounds, row.Reference = nil, ""
+			t.Rows = append(t.Rows, row)
+			continue
 		}
 		row.Extra = map[string]float64{"instructions_per_packet": math.Round(report.SpreadOf(own).Median)}
 		t.Rows = append(t.Rows, row)
@@ -297,21 +330,21 @@ func rateTable(costs [][]float64) report.Table {
 	return t
 }
 
-// startDaemon starts the daemon with one service, of this forwarding mode, and the fast path on or off.
-func (r *rateRig) startDaemon(forward, fastPath string) (stop func() error, err error) {
+// startDaemon starts the daemon with one service, of this forwarding mode, in a mode of AF_XDP, and with the fast path on or off.
+func (r *rateRig) startDaemon(forward, mode, fastPath string) (stop func() error, err error) {
 	d := &rig{t: r.t, node: r.node, config: filepath.Join(r.t.TempDir(), "sluice.yaml"), socket: "/run/sluice.sock"}
 	text := fmt.Sprintf(`
 node: guest
 state_dir: /run/sluice-state
 control: {socket: %s}
-interfaces: [{name: eth0, mode: zerocopy, fast_path: %s}]
+interfaces: [{name: eth0, mode: %s, fast_path: %s}]
 flows: 10k
 metrics: {listen: "127.0.0.1:9545"}
 drain_time: 0s
 without_daemon: {for: 0s}
 services:
   - {name: s, vip: %v, protocol: udp, ports: 80, forward: %s, backends: [{name: a, address: %v}, {name: b, address: %v}]}
-`, d.socket, fastPath, rateVIP, forward, rateBackends[0], rateBackends[1])
+`, d.socket, mode, fastPath, rateVIP, forward, rateBackends[0], rateBackends[1])
 	err = errors.Join(os.MkdirAll("/run/sluice-state", 0o700), os.WriteFile(d.config, []byte(text), 0o600))
 	if err != nil {
 		return nil, err
@@ -320,8 +353,11 @@ services:
 		return nil, err
 	}
 	d.waitReady()
-	d.wantMode("zerocopy")
+	d.wantMode(mode)
 	return func() error {
+		if forwarded := d.status().Traffic.Steer.Forwarded; (forwarded > 0) != (fastPath == "on") {
+			return fmt.Errorf("the fast path has forwarded %d packets; it is %s", forwarded, fastPath)
+		}
 		err := d.daemon.Stop(slow)
 		// The VIP's blackhole route stays by design, and is none of the next system's.
 		return errors.Join(err, r.node.DelRoute(netip.PrefixFrom(rateVIP, 32)))

@@ -35,7 +35,8 @@ type rig struct {
 	node, client, backend *testenv.Namespace
 	config, socket        string
 	daemon                *testenv.Process
-	queues                int // that each card must have got a socket for; 0: any number
+	queues                int    // that each card must have got a socket for; 0: any number
+	fastPath              string // of both cards
 	in, out               *packetSocket
 	clientMAC, backendMAC [6]byte
 	nodeIn, nodeOut       [6]byte
@@ -44,7 +45,7 @@ type rig struct {
 func newRig(t *testing.T, queues int) *rig {
 	t.Helper()
 	env := testenv.ForTest(t)
-	r := &rig{t: t, queues: queues, config: filepath.Join(t.TempDir(), "sluice.yaml"), socket: "/run/sluice.sock"}
+	r := &rig{t: t, queues: queues, config: filepath.Join(t.TempDir(), "sluice.yaml"), socket: "/run/sluice.sock", fastPath: "auto"}
 	for _, n := range []struct {
 		ns    **testenv.Namespace
 		name  string
@@ -131,14 +132,14 @@ node: guest
 state_dir: /run/sluice-state
 control: {socket: %s}
 interfaces:
-  - {name: eth0, mode: %s}
-  - {name: eth2, mode: %[2]s}
+  - {name: eth0, mode: %s, fast_path: %s}
+  - {name: eth2, mode: %[2]s, fast_path: %[3]s}
 flows: 10k
 metrics: {listen: "127.0.0.1:9545"}
 drain_time: 0s
 without_daemon: {for: 0s}
 services:
-`, r.socket, mode)
+`, r.socket, mode, r.fastPath)
 	for _, s := range services {
 		text += fmt.Sprintf("  - {name: %s, vip: %q, protocol: %s, ports: %d, forward: %s, backends: [{name: b, address: %q}]}\n",
 			s.name, s.vip, s.protocol, s.port, s.forward, s.backend)
@@ -251,6 +252,20 @@ func (r *rig) wantAllQueuesUsed() {
 		if q.Sent == 0 {
 			r.t.Errorf("eth2 queue %d sent nothing", q.Queue)
 		}
+	}
+}
+
+// wantFastPath checks that the fast path is on, and that it has forwarded; for a cause, that it is off because of that.
+func (r *rig) wantFastPath(cause string) {
+	r.t.Helper()
+	st := r.status()
+	for _, i := range st.Traffic.Interfaces {
+		if on := cause == ""; i.FastPath != on || !strings.Contains(i.FastPathCause, cause) {
+			r.t.Errorf("%s: fast path %v, %q; expected %v, %q", i.Name, i.FastPath, i.FastPathCause, on, cause)
+		}
+	}
+	if n := st.Traffic.Steer.Forwarded; (n > 0) != (cause == "") {
+		r.t.Errorf("the fast path has forwarded %d packets; cause: %q", n, cause)
 	}
 }
 
