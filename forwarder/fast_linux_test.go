@@ -576,3 +576,46 @@ func packetFlags(frame []byte) uint16 {
 	packet.Parse(frame, &packet.Key{}, &m)
 	return m.Flags
 }
+
+// Of what the fast path forwards enough is sampled to tell who sends most, also of clients that send in turns.
+func TestFastPathSamples(t *testing.T) {
+	r := newFastRig(t, 2)
+	if err := r.steer.SetVIPs([]netip.Addr{netip.MustParseAddr("192.0.2.11")}); err != nil {
+		t.Fatal(err)
+	}
+	r.apply(fastServices()...)
+	var frames [][]byte
+	for _, host := range []byte{1, 2} {
+		f := flow{src: netip.AddrFrom4([4]byte{198, 51, 100, host}), dst: netip.MustParseAddr("192.0.2.11"), sport: 4000, dport: 53, udp: true}
+		frames = append(frames, f.frame(t))
+		r.pass(f.frame(t))
+	}
+	copy(r.words, r.testRig.words)
+	const turns = 20_000
+	for i := range turns {
+		for _, f := range frames {
+			if verdict, _ := r.shown(f); verdict != xdpTX && verdict != xdpRedirect {
+				t.Fatalf("verdict %d", verdict)
+			}
+		}
+		if i%1000 == 0 {
+			if err := r.engine.takeSamples(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := r.engine.takeSamples(); err != nil {
+		t.Fatal(err)
+	}
+	top := r.engine.fastTops.tops[TopPackets]
+	if n := top.Total(); n < 2*turns*8/10 || n > 2*turns*12/10 {
+		t.Errorf("%d packets by samples, want some %d", n, 2*turns)
+	}
+	counts := guard.Merge(top.AppendTo(nil))
+	if len(counts) != 2 || counts[1].N < turns*7/10 || counts[0].N > turns*13/10 {
+		t.Errorf("%+v, want two clients with some %d packets each", counts, turns)
+	}
+	if counts := top.AppendTo(nil); TopPackets.Name(counts[0]) != "198.51.100.1" && TopPackets.Name(counts[0]) != "198.51.100.2" {
+		t.Errorf("a sample of %s, which has sent nothing", TopPackets.Name(counts[0]))
+	}
+}

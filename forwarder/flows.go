@@ -190,7 +190,7 @@ type Top uint8
 const (
 	TopFlows    Top = iota // flows that got a word
 	TopSYNs                // SYNs of flows without a usable word, to services with a defence: one in synSample, for as many
-	TopPackets             // packets, of which one in each batch is counted
+	TopPackets             // packets, as estimated from one of each batch, and some of the fast path's
 	TopPrefixes            // the same by prefix: 16 bits of IPv4 addresses, 32 of IPv6
 	NumTops
 )
@@ -223,6 +223,11 @@ func (e *Engine) TopSources(by Top) (sources []guard.Count, total uint64) {
 		})
 	}
 	asked.Wait()
+	if top := e.fastTops.tops[by]; top != nil {
+		e.fastTops.mu.Lock()
+		lists, totals = append(lists, top.AppendTo(nil)), append(totals, top.Total())
+		e.fastTops.mu.Unlock()
+	}
 	for _, n := range totals {
 		total += n
 	}

@@ -78,21 +78,25 @@ const (
 	beatTime   = 1500 * time.Millisecond
 )
 
-// beat tells the fast path that there is a daemon, as long as its workers make turns.
+// beat tells the fast path that there is a daemon, as long as its workers make turns, and takes what it has sampled.
 func (n *Node) beat(ctx context.Context) {
-	if n.tableFile.array == nil || n.config.Orphans.For == 0 {
+	if n.tableFile.array == nil {
 		return
 	}
 	tick := time.NewTicker(beatPeriod)
 	defer tick.Stop()
-	for {
+	for failed := false; ; {
 		now := n.clock()
 		stuck := false
 		for _, l := range n.lanes {
 			stuck = stuck || now-l.worker.heartbeat.Load() > int64(beatTime)
 		}
-		if !stuck {
+		if !stuck && n.config.Orphans.For > 0 {
 			n.live(now + int64(beatTime))
+		}
+		if err := n.takeSamples(); err != nil && !failed {
+			failed = true
+			n.log.Error("sources that send most by the fast path do not show", "error", err)
 		}
 		select {
 		case <-ctx.Done():

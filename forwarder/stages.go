@@ -2,7 +2,6 @@ package forwarder
 
 import (
 	"github.com/sluice-lb/sluice/conntrack"
-	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/xsk"
 	"github.com/sluice-lb/sluice/maglev"
@@ -100,14 +99,12 @@ func (w *Worker) classify(snap *Snapshot, n int, now int64) {
 	}
 }
 
-// sample counts the source of one packet of the batch, another one each time: who sends most shows in a sample too.
+// sample counts the source of one packet of the batch for all of them, another one each time: who sends most shows in a sample too.
 func (w *Worker) sample(n int) {
 	w.sampled++
 	i := int(w.sampled % uint32(n))
 	if m := &w.metas[i]; m.Reason == packet.None && m.Flags&(packet.Echo|reply) == 0 {
-		source := packet.Source(w.frame(&w.descs[i]), m)
-		w.tops[TopPackets].Add(guard.Source(source.Hi, source.Lo))
-		w.tops[TopPrefixes].Add(guard.Prefix(source.Hi, source.Lo))
+		countPackets(&w.tops, packet.Source(w.frame(&w.descs[i]), m), n)
 	}
 }
 

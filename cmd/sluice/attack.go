@@ -92,7 +92,7 @@ func printAttack(ctx context.Context, out io.Writer, client *control.Client, bef
 		}
 	}
 	for _, by := range []struct{ what, title string }{
-		{"syns", "SYNs of flows without a word, to services with a defence"}, {"packets", "packets (one in each batch is counted)"},
+		{"syns", "SYNs of flows without a word, to services with a defence"}, {"packets", "packets (estimated from samples)"},
 		{"prefixes", "packets by prefix"},
 	} {
 		top, err := client.TopSources(ctx, by.what, attackTop)

@@ -89,9 +89,12 @@ func Prefix(hi, lo uint64) (uint64, uint64) {
 }
 
 // Add counts one for a source, an address as two words; see [Source]. It looks at one set only.
-func (t *Top) Add(hi, lo uint64) {
+func (t *Top) Add(hi, lo uint64) { t.AddN(hi, lo, 1) }
+
+// AddN adds a source so many times.
+func (t *Top) AddN(hi, lo, times uint64) {
 	const ones, highs = 0x0101010101010101, 0x8080808080808080
-	t.total++
+	t.total += times
 	hash := t.hash(hi, lo)
 	tag, number := hash>>56, hash%sets
 	s := &t.sets[number]
@@ -101,7 +104,7 @@ func (t *Top) Add(hi, lo uint64) {
 	for m := (diff - ones) &^ diff & highs; m != 0; m &= m - 1 {
 		i := bits.TrailingZeros64(m) / 8 % ways
 		if s.hi[i] == hi && s.lo[i] == lo {
-			s.n[i]++ // also if it is free: then the address is there from before it was halved to nothing
+			s.n[i] += times // also if it is free: then the address is there from before it was halved to nothing
 			return
 		}
 	}
@@ -112,7 +115,7 @@ func (t *Top) Add(hi, lo uint64) {
 		min(min(s.n[4]*ways+4, s.n[5]*ways+5), min(s.n[6]*ways+6, s.n[7]*ways+7)))
 	i, n := least%ways, least/ways
 	// Who is not there may have been there before, with at most the smallest count.
-	s.n[i], s.error[i], s.hi[i], s.lo[i] = n+1, n, hi, lo
+	s.n[i], s.error[i], s.hi[i], s.lo[i] = n+times, n, hi, lo
 	t.tags[number] = t.tags[number]&^(0xff<<(8*i)) | tag<<(8*i)
 }
 

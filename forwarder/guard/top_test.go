@@ -163,8 +163,9 @@ func FuzzTop(f *testing.F) {
 				halved = true
 			} else {
 				s := sources[int(b)%len(sources)]
-				top.Add(s[0], s[1])
-				want[s]++
+				n := uint64(1 + i%7)
+				top.AddN(s[0], s[1], n)
+				want[s] += n
 			}
 			if i%16 == 0 {
 				check(t, top, want, halved)

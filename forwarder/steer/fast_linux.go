@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-lb/sluice/internal/shm"
@@ -88,6 +89,7 @@ type fast struct {
 	ports           mirror[trieKey, uint32]
 	halves          [2]fastHalf
 	programs        *programs
+	samples         *ringbuf.Reader
 }
 
 // Words of the map fastpath.
@@ -142,6 +144,9 @@ func (s *Steer) ShareFlows(t FastTable) (err error) {
 		if err = errors.Join(err, m.Close()); err != nil {
 			return err
 		}
+	}
+	if f.samples, err = ringbuf.NewReader(s.maps[steerMapSamples]); err != nil {
+		return err
 	}
 	if f.targets, err = s.maps[steerMapTargets].Memory(); err != nil {
 		return err
@@ -479,6 +484,30 @@ func (s *Steer) SlotCount(slot int) (packets, bytes uint64) {
 		bytes += atomic.LoadUint64(&f.counts[at+1])
 	}
 	return packets, bytes
+}
+
+// SamplePeriod is how many packets of the fast path a sample stands for; as in bpf/target.h.
+const SamplePeriod = 1 << 10
+
+// Samples calls f with the sources of the packets of the fast path that were sampled since it was called last, IPv4 as mapped, big-endian.
+// What there are too many of to keep until then is left out. After ShareFlows; one goroutine at a time.
+func (s *Steer) Samples(f func(hi, lo uint64)) error {
+	r := s.fast.samples
+	if r.AvailableBytes() == 0 { // most often: this is no system call
+		return nil
+	}
+	r.SetDeadline(time.Unix(1, 0)) // what is there, and no waiting for more
+	var record ringbuf.Record
+	for {
+		switch err := r.ReadInto(&record); {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return nil
+		case err != nil:
+			return fmt.Errorf("read samples of the fast path: %w", err)
+		case len(record.RawSample) >= 16:
+			f(binary.BigEndian.Uint64(record.RawSample), binary.BigEndian.Uint64(record.RawSample[8:]))
+		}
+	}
 }
 
 // forwarded returns what the fast path has forwarded in all, in packets.

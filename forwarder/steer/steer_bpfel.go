@@ -216,6 +216,7 @@ const (
 	steerMapReplyBlocks     = "reply_blocks"
 	steerMapReplyDatagrams  = "reply_datagrams"
 	steerMapReplySources    = "reply_sources"
+	steerMapSamples         = "samples"
 	steerMapServed          = "served"
 	steerMapServices        = "services"
 	steerMapShed            = "shed"
@@ -305,6 +306,7 @@ type steerMapSpecs struct {
 	ReplyBlocks     *ebpf.MapSpec `ebpf:"reply_blocks"`
 	ReplyDatagrams  *ebpf.MapSpec `ebpf:"reply_datagrams"`
 	ReplySources    *ebpf.MapSpec `ebpf:"reply_sources"`
+	Samples         *ebpf.MapSpec `ebpf:"samples"`
 	Served          *ebpf.MapSpec `ebpf:"served"`
 	Services        *ebpf.MapSpec `ebpf:"services"`
 	Shed            *ebpf.MapSpec `ebpf:"shed"`
@@ -370,6 +372,7 @@ type steerMaps struct {
 	ReplyBlocks     *ebpf.Map `ebpf:"reply_blocks"`
 	ReplyDatagrams  *ebpf.Map `ebpf:"reply_datagrams"`
 	ReplySources    *ebpf.Map `ebpf:"reply_sources"`
+	Samples         *ebpf.Map `ebpf:"samples"`
 	Served          *ebpf.Map `ebpf:"served"`
 	Services        *ebpf.Map `ebpf:"services"`
 	Shed            *ebpf.Map `ebpf:"shed"`
@@ -397,6 +400,7 @@ func (m *steerMaps) Close() error {
 		m.ReplyBlocks,
 		m.ReplyDatagrams,
 		m.ReplySources,
+		m.Samples,
 		m.Served,
 		m.Services,
 		m.Shed,

@@ -22,7 +22,7 @@ var sharedMaps = []string{
 	steerMapVips, steerMapOwn, steerMapReplySources, steerMapReplyBlocks, steerMapReplyDatagrams, steerMapStats, sharedData,
 	steerMapAcl, steerMapAclDestinations, aclData, steerMapBans, steerMapShed, steerMapShedCounts, steerMapProved,
 	steerMapFlows, steerMapAdmits, steerMapFastpath, steerMapTargets, steerMapServices, steerMapSlotCounts, steerMapExits,
-	steerMapServed, steerMapTables,
+	steerMapServed, steerMapTables, steerMapSamples,
 }
 
 // Steer is what the programs on all interfaces share: the set of VIPs, the sources of replies, the node's own addresses,
@@ -131,6 +131,9 @@ func (s *Steer) Close() (err error) {
 	err = s.programs.close()
 	for _, m := range s.fast.memory {
 		err = errors.Join(err, m.Close())
+	}
+	if s.fast.samples != nil {
+		err = errors.Join(err, s.fast.samples.Close())
 	}
 	for _, m := range s.maps {
 		err = errors.Join(err, m.Close())

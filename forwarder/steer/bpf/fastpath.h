@@ -130,8 +130,8 @@ static __always_inline bool tells(const struct fast_packet *p)
 	       (word_state(p->word) != ESTABLISHED || (word_tick(p->word) + offset) >> 3 != (p->tick + offset) >> 3);
 }
 
-// prove_source notes the source of a packet.
-__noinline int prove_source(struct xdp_md *ctx, __u32 shape)
+// note_source notes the source of a packet: as one that has proved its address, or as a sample of who sends packets.
+__noinline int note_source(struct xdp_md *ctx, __u32 shape, bool proved)
 {
 	void *end = (void *)(long)ctx->data_end, *l3 = (void *)(long)ctx->data + l3_offset(shape);
 	struct ipv6hdr *ip6 = l3;
@@ -146,7 +146,10 @@ __noinline int prove_source(struct xdp_md *ctx, __u32 shape)
 			return 0;
 		set_ipv4(&src, ip->saddr);
 	}
-	prove(&src);
+	if (proved)
+		prove(&src);
+	else
+		bpf_ringbuf_output(&samples, &src, sizeof(src), BPF_RB_NO_WAKEUP);
 	return 0;
 }
 
@@ -163,8 +166,14 @@ static __always_inline int fast_forward(struct xdp_md *ctx, __u32 shape, const s
 	bool syn = p->is->flags & TCP_SYN && !(p->is->flags & TCP_ACK); // only while no daemon runs
 	bool renews = p->word && !syn && (word_tick(p->word) != p->tick || p->is->flags & (TCP_FIN | TCP_RST));
 
+	struct slot_count *count = count_of(p->slot);
+
+	if (!count) // cannot be
+		return XDP_PASS;
 	if (renews && tells(p))
-		prove_source(ctx, shape);
+		note_source(ctx, shape, true);
+	if (!p->orphan && is_sample(count->packets))
+		note_source(ctx, shape, false);
 	if (padding > 0 && bpf_xdp_adjust_tail(ctx, -padding))
 		return XDP_PASS;
 	if (!encapsulate(ctx, l3, p->target, p->is->length, p->is->class, ipv6, p->is->hash))
@@ -173,8 +182,10 @@ static __always_inline int fast_forward(struct xdp_md *ctx, __u32 shape, const s
 		refresh_word(p->at, p->word, p->tick, p->is->flags & (TCP_FIN | TCP_RST));
 	int action = p->target->exit == own_exit ? XDP_TX : bpf_redirect_map(&exits, p->target->exit, XDP_DROP);
 
-	if (action != XDP_DROP)
-		count_slot(p->slot, p->is->length);
+	if (action != XDP_DROP) {
+		count->packets++;
+		count->bytes += p->is->length;
+	}
 	return action;
 }
 

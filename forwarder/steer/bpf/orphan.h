@@ -79,7 +79,6 @@ struct orphan {
 	__u64 place;      // of the word
 	__u32 slot;       // where it goes
 	__u32 number;     // of the service
-	__u32 entries, slots;
 };
 
 static __always_inline struct table_line *table_line(__u32 number, __u32 at)
@@ -89,27 +88,17 @@ static __always_inline struct table_line *table_line(__u32 number, __u32 at)
 	return table ? bpf_map_lookup_elem(table, &at) : NULL;
 }
 
-// try_backend reports whether packets can be sent to the backend with this index now, and notes its slot.
-__noinline int try_backend(struct orphan *o, __u32 index)
+// try_backend reports whether packets can be sent to a backend now, and notes its slot, which has this place in the service's table.
+__noinline int try_backend(struct orphan *o, __u32 place)
 {
-	if (!o)
-		return 0;
-	struct table_line *l = table_line(o->number, 1 + (o->entries + TABLE_ENTRIES - 1) / TABLE_ENTRIES + index / TABLE_SLOTS);
+	struct table_line *l = o ? table_line(o->number, place / TABLE_SLOTS) : NULL;
 
 	if (!l)
 		return 0;
-	o->slot = l->slot[index % TABLE_SLOTS];
+	o->slot = l->slot[place % TABLE_SLOTS];
 	struct target *t = target_of(o->generation, o->slot);
 
 	return t && t->service == o->number && t->exit != EXIT_NONE && o->is.length <= t->max_len && admit_of(o->slot) == ADMIT_UP;
-}
-
-// try_entry is try_backend for the backend of an entry.
-static __always_inline bool try_entry(struct orphan *o, __u32 entry)
-{
-	struct table_line *l = table_line(o->number, 1 + entry / TABLE_ENTRIES);
-
-	return l && try_backend(o, l->entry[entry % TABLE_ENTRIES]);
 }
 
 // by_table finds the slot for a packet by its flow's hash, and reports whether there is one.
@@ -119,16 +108,20 @@ static __always_inline int by_table(struct orphan *o, __u64 hash)
 
 	if (!first || !first->size[0] || !first->size[1])
 		return 0;
-	o->entries = first->size[0];
-	o->slots = first->size[1];
+	__u32 entries = first->size[0], slots = first->size[1];
+	__u32 backends = (1 + (entries + TABLE_ENTRIES - 1) / TABLE_ENTRIES) * TABLE_SLOTS; // the place of the first slot
+
 	for (int i = 0; i < CANDIDATES; i++) {
-		if (try_entry(o, (mix(hash, i) >> 32) * o->entries >> 32))
+		__u32 entry = (mix(hash, i) >> 32) * entries >> 32;
+		struct table_line *l = table_line(o->number, 1 + entry / TABLE_ENTRIES);
+
+		if (l && try_backend(o, backends + l->entry[entry % TABLE_ENTRIES]))
 			return 1;
 	}
-	__u32 start = (mix(hash, CANDIDATES) >> 32) * o->slots >> 32;
+	__u32 start = (mix(hash, CANDIDATES) >> 32) * slots >> 32;
 
-	for (__u32 i = 0; i < MOST_BACKENDS && i < o->slots; i++) {
-		if (try_backend(o, start + i < o->slots ? start + i : start + i - o->slots))
+	for (__u32 i = 0; i < MOST_BACKENDS && i < slots; i++) {
+		if (try_backend(o, backends + (start + i < slots ? start + i : start + i - slots)))
 			return 1;
 	}
 	return 0;

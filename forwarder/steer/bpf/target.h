@@ -160,17 +160,27 @@ struct {
 	__type(value, struct count_line);
 } slot_counts SEC(".maps");
 
-static __always_inline void count_slot(__u32 slot, __u16 bytes)
+// count_of returns this CPU's count of a slot.
+static __always_inline struct slot_count *count_of(__u32 slot)
 {
 	__u32 at = (bpf_get_smp_processor_id() * fast_slots + slot) / COUNT_SLOTS;
 	struct count_line *line = bpf_map_lookup_elem(&slot_counts, &at);
 
-	if (!line) // cannot be
-		return;
-	struct slot_count *count = &line->slot[slot % COUNT_SLOTS];
+	return line ? &line->slot[slot % COUNT_SLOTS] : NULL;
+}
 
-	count->packets++;
-	count->bytes += bytes;
+// Sources of some of the packets, of which Go takes a look several times a second. What does not fit is left out. Shared by all interfaces.
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 16); // bytes; a page at least, which has so many on some machines
+} samples SEC(".maps");
+
+enum { SAMPLE_BITS = 10 }; // one packet of 2^10
+
+// is_sample picks packets by their numbers, in no regular order, which what is sent could have too: multiples of the golden ratio lie evenly.
+static __always_inline bool is_sample(__u64 number)
+{
+	return (__u32)number * 0x9e3779b1 < 1U << (32 - SAMPLE_BITS);
 }
 
 // Where packets leave, by the number of the interface in the node's list; shared by all interfaces, written by Go.
