@@ -303,13 +303,7 @@ func (f *fast) serve(services []FastService) error {
 			want[k] = uint32(number)
 		}
 	}
-	if err := f.ports.fits(want); err != nil {
-		return err
-	}
-	if err := f.ports.remove(want); err != nil {
-		return err
-	}
-	return f.ports.put(want)
+	return f.ports.set(want)
 }
 
 // put writes element i of a map that is mapped.

@@ -23,6 +23,18 @@ func newMirror[K, V comparable](kernel *ebpf.Map, what string, key func(K) any) 
 	return mirror[K, V]{kernel: kernel, room: int(kernel.MaxEntries()), what: what, key: key, have: make(map[K]V)}
 }
 
+// set makes it exactly want. Removes come first, so that a set fits whenever it is small enough. After an error the same set can be given
+// again.
+func (m *mirror[K, V]) set(want map[K]V) error {
+	if err := m.fits(want); err != nil {
+		return err
+	}
+	if err := m.remove(want); err != nil {
+		return err
+	}
+	return m.put(want)
+}
+
 // fits refuses a set of more elements than there may be.
 func (m *mirror[K, V]) fits(want map[K]V) error {
 	if len(want) > m.room {

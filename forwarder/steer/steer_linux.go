@@ -154,14 +154,10 @@ func (s *Steer) SetVIPs(addrs []netip.Addr) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.vips.fits(want); err != nil {
+	if err := s.vips.set(want); err != nil {
 		return fmt.Errorf("set VIPs: %w", err)
 	}
-	// Removes come first, so that the new set fits whenever it is small enough.
-	if err := s.vips.remove(want); err != nil {
-		return err
-	}
-	return s.vips.put(want)
+	return nil
 }
 
 // SetLoops says what the node's own addresses are: those that it has, and those that it uses as the source of outer
@@ -180,14 +176,8 @@ func (s *Steer) SetLoops(own []netip.Prefix, guePort uint16) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.own.fits(want); err != nil {
+	if err := s.own.set(want); err != nil {
 		return fmt.Errorf("set own addresses: %w", err)
-	}
-	if err := s.own.remove(want); err != nil {
-		return err
-	}
-	if err := s.own.put(want); err != nil {
-		return err
 	}
 	watched := s.watched
 	watched.Own, watched.GuePort = flag(len(want) > 0), guePort

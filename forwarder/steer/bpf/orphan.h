@@ -21,7 +21,7 @@
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 1 << 20);
 	__type(key, struct destination);
 	__type(value, __u32); // number
 } served SEC(".maps");
