@@ -248,34 +248,31 @@ int sluice_steer(struct xdp_md *ctx)
 	}
 
 	struct fast_state *state = fast_on ? fast_state() : NULL;
-	bool orphan = false, to_vip = false;
-	enum kind kind = TO_VIP;
+	__u64 now = state ? fast_now() : 0;
+	bool orphan = state && now >= READ_ONCE(state->alive_until);
+	// Where none is refused, the word of a packet's flow says all by itself that the packet is one to a VIP.
+	bool refuses = watched.refusals, to_vip = refuses && bpf_map_lookup_elem(&vips, &dst);
+	enum kind kind = to_vip ? admit(ctx, shape, orphan) : TO_VIP;
 	int action = XDP_PASS;
 
-	// What is found out about the packet here is of no use further down, so that nothing of it needs to be kept.
-	if (state) {
+	if (state && !orphan && kind == TO_VIP && to_vip == refuses) {
+		// What is found out about the packet here is of no use further down, so that nothing of it needs to be kept.
 		struct plain is;
-		struct fast_packet fast = {.is = &is, .state = state, .generation = READ_ONCE(state->generation), .now = fast_now()};
+		struct fast_packet fast = {.is = &is, .state = state, .generation = READ_ONCE(state->generation), .now = now};
 
-		orphan = fast.now >= READ_ONCE(state->alive_until);
-		if (fast.generation && !orphan && parse_plain(l3, end, shape, &is) && fast_find(&fast)) {
+		if (fast.generation && parse_plain(l3, end, shape, &is) && fast_find(&fast)) {
 			to_vip = true;
-			if (watched.refusals)
-				kind = admit(ctx, shape, false);
-			if (kind == TO_VIP)
-				action = fast_forward(ctx, shape, &fast);
+			action = fast_forward(ctx, shape, &fast);
 			if (action > XDP_PASS) // it is counted for its slot
 				return action;
 		}
 	}
-	if (!to_vip && !bpf_map_lookup_elem(&vips, &dst)) {
+	if (!to_vip && (refuses || !bpf_map_lookup_elem(&vips, &dst))) {
 		if (!watched.replies && !watched.own)
 			return XDP_PASS;
 		kind = classify(ctx, shape);
 		if (kind == FOREIGN)
 			return XDP_PASS;
-	} else if (!to_vip && watched.refusals) {
-		kind = admit(ctx, shape, orphan);
 	}
 
 	__u32 zero = 0;
