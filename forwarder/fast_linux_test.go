@@ -619,3 +619,46 @@ func TestFastPathSamples(t *testing.T) {
 		t.Errorf("a sample of %s, which has sent nothing", TopPackets.Name(counts[0]))
 	}
 }
+
+// Who is refused is refused on known flows too, and others go on by the fast path.
+func TestFastPathRefuses(t *testing.T) {
+	r := newFastRig(t, 2)
+	vip := netip.MustParseAddr("192.0.2.11")
+	if err := r.steer.SetVIPs([]netip.Addr{vip}); err != nil {
+		t.Fatal(err)
+	}
+	r.apply(fastServices()...)
+	packetOf := func(host byte, dst netip.Addr) []byte {
+		f := flow{src: netip.AddrFrom4([4]byte{198, 51, 100, host}), dst: dst, sport: 4000, dport: 53, udp: true}
+		return f.frame(t)
+	}
+	banned, other, foreign := packetOf(1, vip), packetOf(2, vip), packetOf(1, netip.MustParseAddr("203.0.113.9"))
+	r.pass(banned)
+	r.pass(other)
+	copy(r.words, r.testRig.words)
+	const pass = 2
+	want := func(what string, frame []byte, verdicts ...uint32) {
+		t.Helper()
+		if v, _ := r.shown(frame); !slices.Contains(verdicts, v) {
+			t.Errorf("%s: verdict %d, want one of %v", what, v, verdicts)
+		}
+	}
+	want("a known flow", banned, xdpTX, xdpRedirect)
+	if err := r.steer.Ban(netip.AddrFrom4([4]byte{198, 51, 100, 1}), math.MaxInt64); err != nil {
+		t.Fatal(err)
+	}
+	before, err := r.steer.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("a known flow of a banned source", banned, xdpDrop)
+	want("a known flow of another one", other, xdpTX, xdpRedirect)
+	want("no packet to a VIP", foreign, pass)
+	after, err := r.steer.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Banned-before.Banned != 1 || after.Forwarded-before.Forwarded != 1 || after.ToVIPs-before.ToVIPs != 2 {
+		t.Errorf("%d banned, %d forwarded, %d to VIPs; want 1, 1, 2", after.Banned-before.Banned, after.Forwarded-before.Forwarded, after.ToVIPs-before.ToVIPs)
+	}
+}
