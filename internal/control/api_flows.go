@@ -82,7 +82,7 @@ type FlowTarget struct {
 }
 
 // TopReport is the answer to GET /v1/flows/top: which sources have done most of something lately: put words into the flow
-// table, sent SYNs of flows without one to services with a defence, or sent packets, of which one in each batch is counted.
+// table, sent SYNs of flows without one to services with a defence, or sent packets, estimated from samples.
 type TopReport struct {
 	WindowSeconds float64     `json:"window_seconds"`
 	Sources       []TopSource `json:"sources"` // the most first
