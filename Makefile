@@ -76,7 +76,7 @@ bench-smoke: build ## their short form, which asserts ratios and counts only (ro
 	./bin/sluice bench all --smoke --check --out bench-results/smoke
 
 .PHONY: bench-guest
-bench-guest: build ## instructions a packet in zero-copy mode, beside Linux IPVS and asavie/xdp, in emulated machines (root; installs QEMU, fetches a kernel; some minutes)
+bench-guest: build ## instructions a packet on two cards, in zero-copy and copy mode, with and without the fast path, beside Linux IPVS and asavie/xdp, in emulated machines (root; installs QEMU, fetches a kernel; some minutes)
 	@./.ci/install $(GUEST)
 	CGO_ENABLED=0 $(GO) test -tags guest -count 1 -timeout 30m -v -run TestRates ./testenv/guest/zerocopy -args -rounds 7
 
