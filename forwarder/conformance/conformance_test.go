@@ -100,10 +100,7 @@ func TestConformance(t *testing.T) {
 			for _, c := range f.cases {
 				t.Run(c.name, func(t *testing.T) {
 					for _, way := range []string{byEngine, byMemory, byVeth, byFast} {
-						known := way // to the case
-						if way == byFast {
-							known = byVeth
-						}
+						known := knownAs(way)
 						if r := ways[way]; r != nil && slices.Contains(c.ways, known) && (known == byVeth || c.reachesWorker()) {
 							t.Run(way, func(t *testing.T) { f.check(t, c, way, r.replay(t, c)) })
 						}
@@ -117,6 +114,14 @@ func TestConformance(t *testing.T) {
 	}
 }
 
+// knownAs is the way that cases know a way as.
+func knownAs(way string) string {
+	if way == byFast {
+		return byVeth
+	}
+	return way
+}
+
 // reachesWorker says whether the XDP program gives the frames of a case to a worker.
 func (c *testCase) reachesWorker() bool {
 	return !c.kernel && c.reason[packet.Loop] == 0 && c.reason[packet.NoSocket] == 0
@@ -126,7 +131,7 @@ func (c *testCase) reachesWorker() bool {
 func (f *file) check(t *testing.T, c *testCase, way string, r result) {
 	t.Helper()
 	where := fmt.Sprintf("testdata/%s.txt:%d", f.name, c.line)
-	if kernel := c.kernel || (way == byVeth || way == byFast) && c.vethKernel; kernel != r.toKernel {
+	if kernel := c.kernel || knownAs(way) == byVeth && c.vethKernel; kernel != r.toKernel {
 		t.Fatalf("%s: left to the kernel: %v, want %v", where, r.toKernel, kernel)
 	} else if kernel {
 		return
