@@ -235,5 +235,5 @@ func (w *Worker) inserted(o conntrack.Outcome, slot uint32, source packet.Addr) 
 func (w *Worker) newFlow(slot uint32, source packet.Addr) {
 	w.count.newFlows++
 	w.count.slot(slot).newFlows++
-	w.tops[TopFlows].Add(guard.Source(source.Hi, source.Lo))
+	w.tops.of[TopFlows].Add(guard.Source(source.Hi, source.Lo))
 }

@@ -60,7 +60,7 @@ func (w *Worker) defend(i uint8, s *service, source packet.Addr, now int64) stan
 		cell := w.count.service(number)
 		cell.syns++
 		if cell.syns%synSample == 0 {
-			w.tops[TopSYNs].Add(guard.Source(source.Hi, source.Lo))
+			w.tops.of[TopSYNs].Add(guard.Source(source.Hi, source.Lo))
 		}
 		if s.defence == DefenceAuto && !flooded || s.defence != DefenceCookie && e.proved.Has(e.proved.Hash(source.Hi, source.Lo), now) {
 			return regular

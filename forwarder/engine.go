@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/sluice-lb/sluice/conntrack"
-	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/nexthop"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
@@ -100,7 +99,8 @@ type Engine struct {
 	fastExits  [MaxInterfaces]bool // where it can send
 	fastTables []*maglev.Pool      // whose lookup tables it has, by service number
 	fastFailed error               // why the last snapshot could not be published to it; nil: it was
-	fastTops   fastTops
+	sampled    sync.Mutex          // over fastTops
+	fastTops   topCounts           // of what the fast path forwards: packets and prefixes
 
 	unreachable unreachables
 	// signalReaders are those in use: what one takes, the others are to have too.
@@ -149,7 +149,7 @@ func NewEngine(c EngineConfig) (*Engine, error) {
 		overload: newOverload(),
 
 		unreachable: unreachables{counts: make([]uint64, conntrack.MaxSlots)},
-		fastTops:    fastTops{tops: [NumTops]*guard.Top{TopPackets: guard.NewTop(c.Keys.Guard[0]), TopPrefixes: guard.NewTop(c.Keys.Guard[0])}},
+		fastTops:    newTopCounts(c.Keys.Guard[0], c.Clock()),
 
 		fragments:  new(fragmentTable),
 		unresolved: make(chan netip.Addr, 64),

@@ -3,12 +3,10 @@ package forwarder
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sluice-lb/sluice/conntrack"
-	"github.com/sluice-lb/sluice/forwarder/guard"
 	"github.com/sluice-lb/sluice/forwarder/packet"
 	"github.com/sluice-lb/sluice/forwarder/steer"
 	"github.com/sluice-lb/sluice/maglev"
@@ -29,32 +27,12 @@ type FastPath interface {
 	Samples(f func(hi, lo uint64)) error
 }
 
-// fastTops counts who sends most packets by the fast path, as the workers do for theirs.
-type fastTops struct {
-	mu     sync.Mutex
-	tops   [NumTops]*guard.Top // of packets and prefixes; nil: not counted here
-	halved int64               // when their counts were halved last, CLOCK_MONOTONIC ns
-}
-
 // takeSamples counts what the fast path has sampled. Several times a second, by one goroutine.
 func (e *Engine) takeSamples() error {
-	t := &e.fastTops
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if now := e.clock(); now-t.halved > int64(topHalving) {
-		t.halved = now
-		t.tops[TopPackets].Halve()
-		t.tops[TopPrefixes].Halve()
-	}
-	return e.fast.Samples(func(hi, lo uint64) { countPackets(&t.tops, packet.Addr{Hi: hi, Lo: lo}, steer.SamplePeriod) })
-}
-
-// countPackets counts a packet that stands for n, by its source.
-func countPackets(tops *[NumTops]*guard.Top, source packet.Addr, n int) {
-	hi, lo := guard.Source(source.Hi, source.Lo)
-	tops[TopPackets].AddN(hi, lo, uint64(n))
-	hi, lo = guard.Prefix(source.Hi, source.Lo)
-	tops[TopPrefixes].AddN(hi, lo, uint64(n))
+	e.sampled.Lock()
+	defer e.sampled.Unlock()
+	e.fastTops.age(e.clock())
+	return e.fast.Samples(func(hi, lo uint64) { e.fastTops.packet(packet.Addr{Hi: hi, Lo: lo}, steer.SamplePeriod) })
 }
 
 // publishFast tells the fast path of a snapshot. What it says of a slot that can be used again stays away from packets once this has

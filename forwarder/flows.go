@@ -209,6 +209,39 @@ func (by Top) Name(c guard.Count) string {
 	return source.String()
 }
 
+// topCounts are the sources that do most of something, by Top. One goroutine at a time uses it.
+type topCounts struct {
+	of     [NumTops]*guard.Top
+	halved int64 // when the counts were halved last, CLOCK_MONOTONIC ns
+}
+
+func newTopCounts(key uint64, now int64) (t topCounts) {
+	t.halved = now
+	for i := range t.of {
+		t.of[i] = guard.NewTop(key)
+	}
+	return t
+}
+
+// age halves the counts if it is time.
+func (t *topCounts) age(now int64) {
+	if now-t.halved <= int64(topHalving) {
+		return
+	}
+	for _, top := range t.of {
+		top.Halve()
+	}
+	t.halved = now
+}
+
+// packet counts a packet that stands for n, by its source.
+func (t *topCounts) packet(source packet.Addr, n int) {
+	hi, lo := guard.Source(source.Hi, source.Lo)
+	t.of[TopPackets].AddN(hi, lo, uint64(n))
+	hi, lo = guard.Prefix(source.Hi, source.Lo)
+	t.of[TopPrefixes].AddN(hi, lo, uint64(n))
+}
+
 // TopSources returns the sources that have done most of something in the last minutes: each minute, all counts are halved. Of
 // IPv6 sources it is the /64 that counts; of TopPrefixes see there. Each worker is asked between two of its batches.
 func (e *Engine) TopSources(by Top) (sources []guard.Count, total uint64) {
@@ -219,15 +252,14 @@ func (e *Engine) TopSources(by Top) (sources []guard.Count, total uint64) {
 	var asked sync.WaitGroup
 	for i, w := range workers {
 		asked.Go(func() { // an idle one answers when it wakes up
-			w.Do(func() { lists[i], totals[i] = w.tops[by].AppendTo(nil), w.tops[by].Total() })
+			w.Do(func() { lists[i], totals[i] = w.tops.of[by].AppendTo(nil), w.tops.of[by].Total() })
 		})
 	}
 	asked.Wait()
-	if top := e.fastTops.tops[by]; top != nil {
-		e.fastTops.mu.Lock()
-		lists, totals = append(lists, top.AppendTo(nil)), append(totals, top.Total())
-		e.fastTops.mu.Unlock()
-	}
+	e.sampled.Lock()
+	top := e.fastTops.of[by]
+	lists, totals = append(lists, top.AppendTo(nil)), append(totals, top.Total())
+	e.sampled.Unlock()
 	for _, n := range totals {
 		total += n
 	}

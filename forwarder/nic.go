@@ -81,7 +81,10 @@ func (n *Node) attach(nc *nic) (err error) {
 	if err != nil {
 		return err
 	}
-	if nc.program, err = n.steer.Attach(ifindex, nc.Name, steer.AttachOptions{Queues: all, VLAN: nc.VLAN, Frags: n.multiBuffer, Number: nc.index, Pin: n.pinOf(nc), Keep: n.config.Orphans.For > 0}, n.log); err != nil {
+	options := steer.AttachOptions{
+		Queues: all, VLAN: nc.VLAN, Frags: n.multiBuffer, Number: nc.index, Pin: n.pinOf(nc), Keep: n.config.Orphans.For > 0,
+	}
+	if nc.program, err = n.steer.Attach(ifindex, nc.Name, options, n.log); err != nil {
 		return err
 	}
 	// virtio_net adds queues for each processor when a program is attached, if there are more pairs than it used before

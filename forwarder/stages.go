@@ -104,7 +104,7 @@ func (w *Worker) sample(n int) {
 	w.sampled++
 	i := int(w.sampled % uint32(n))
 	if m := &w.metas[i]; m.Reason == packet.None && m.Flags&(packet.Echo|reply) == 0 {
-		countPackets(&w.tops, packet.Source(w.frame(&w.descs[i]), m), n)
+		w.tops.packet(packet.Source(w.frame(&w.descs[i]), m), n)
 	}
 }
 

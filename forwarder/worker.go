@@ -78,8 +78,7 @@ type Worker struct {
 	commands  chan func()
 	ended     chan struct{} // closed when Run returns
 	count     *counters
-	tops      [NumTops]*guard.Top // sources that do most of something, by Top
-	halved    int64               // when their counts were halved last, CLOCK_MONOTONIC ns
+	tops      topCounts
 
 	// What the worker says by itself is limited: answers to echo requests, ICMP errors, resets.
 	echoes, errors, resets, resolves pace
@@ -160,10 +159,7 @@ func (e *Engine) NewWorker(io WorkerIO) *Worker {
 	w := &Worker{id: len(e.workers), engine: e, table: e.table, count: newCounters(), commands: make(chan func(), 16), ended: make(chan struct{})}
 	w.handshakes.places = new([handshakePlaces]sentSYN)
 	w.cpu.Store(-1)
-	w.halved = e.clock()
-	for i := range w.tops {
-		w.tops[i] = guard.NewTop(e.keys.Guard[0])
-	}
+	w.tops = newTopCounts(e.keys.Guard[0], e.clock())
 	w.waiting = make([]heldFragment, 0, maxHeld)
 	w.Attach(io)
 	e.workers = append(e.workers, w)
@@ -275,12 +271,7 @@ func (w *Worker) turn() int {
 		w.publish(now)
 	}
 	if n == 0 || late {
-		if now-w.halved > int64(topHalving) {
-			for _, top := range w.tops {
-				top.Halve()
-			}
-			w.halved = now
-		}
+		w.tops.age(now)
 		if g := w.engine.snapshot.Load().generation; w.acked.Load() != g {
 			w.acked.Store(g) // no batch is under way: the next one loads this snapshot or a later one
 		}
