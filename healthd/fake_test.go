@@ -220,7 +220,9 @@ func (w *world) probe(ctx context.Context, t *probe.Target) probe.Result {
 	w.most = max(w.most, w.active)
 	took := w.took
 	w.mu.Unlock()
-	sleep(ctx, took)
+	if took > 0 { // no timers for nothing: there are many probes
+		sleep(ctx, took)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.active--
